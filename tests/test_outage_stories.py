@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from module_case import NAME
-from outages_case import HOUR, MINUTE, NO_DNS, OUTAGES, REFUSED, OutagesTestCase
+from outages_case import GONE, HOUR, MINUTE, NO_DNS, OUTAGES, REFUSED, OutagesTestCase
 
 pytestmark = [pytest.mark.database, pytest.mark.one_synapse]
 
@@ -99,13 +99,14 @@ class Story(NamedTuple):
     Attributes:
         proves: What that proves.
         steps: With commas in between: a time that passes (`5 s`); what Synapse's row
-            says from now on (`fails`, `fails since a`, `works`); that the outage is
-            written, as it is before the row is cleared (`written`); what a process
-            has noted and writes (`one refused`, `one no dns`, `one recovered`, `one
-            writes`); what is in the audit (`reset reset`, or `forget forgotten a` if
-            that was at another time); what is recorded (`failure`, `recovery`, or
-            `recovery a`); a `look`, one for what has ended (`look ends`), and one that
-            finds that it lasts since a (`lasts`); and a name for the time (`a:`).
+            says from now on (`fails`, `fails since a`, `works`; or it is `gone`); that
+            the outage is written, as it is before the row is cleared (`written`); what
+            a process has noted and writes (`one refused`, `one no dns`, `one
+            recovered`, `one writes`); what is in the audit (`reset reset`, or `forget
+            forgotten a` if that was at another time); what is recorded (`failure`,
+            `recovery`, or `recovery a`); a `look`, one for what has ended (`look
+            ends`), and one that finds that it lasts since a (`lasts`); and a name for
+            the time (`a:`).
         outages: With commas in between: when each began, and how and when it ended.
     """
 
@@ -114,7 +115,60 @@ class Story(NamedTuple):
     outages: str
 
 
+# How an outage ends that has lasted for an hour: what happens then, and what has ended
+# it, and when. Just before it began was z.
+ENDS = [
+    # What was done in vain.
+    ("reconnect still_failing, 49 m, reconnect pending, 9 s", ""),
+    ("recovery z", ""),
+    ("works, recovery z, b:", "recovered b"),
+    ("b:, recovery, 5 s, works", "recovered b"),
+    ("recovery, 5 s, failure, 5 s, works, b:", "recovered b"),
+    # Nobody knows why.
+    ("works, b:", "recovered b"),
+    ("b:, reset reset, 90 s, works", "reset b"),
+    ("b:, reconnect connected, 1 s, works", "reset b"),
+    # Nor what came of what was cleared.
+    ("reset interrupted, 90 s, works", ""),
+    ("reset interrupted, 85 s, b:, recovery, 5 s, works", "recovered b"),
+    ("reset interrupted, 81 s, b:, reconnect connected, 9 s, works", "reset b"),
+    ("reset interrupted, 85 s, b:, forget forgotten, 5 s, gone", "forgotten b"),
+    # Of what was forced it is not known whether it works.
+    ("reconnect forced, 60 s, works, b:", "recovered b"),
+    ("reset pending, 50 m, works", ""),
+    ("reconnect pending, 50 m, works", ""),
+    # Who has made it is gone: nobody will write what came of it.
+    ("reset pending, 3605 s, works", ""),
+    ("reset pending, 3515 s, b:, recovery, 90 s, works", "recovered b"),
+    # What gets through within a second of a reset, or was on its way.
+    ("c:, 1 s, b:, reset reset, recovery c, 2 m, works", "reset b"),
+    ("b:, reset reset, 1 s, recovery, 119 s, works", "reset b"),
+    ("b:, reset reset, 50 s, recovery, 70 s, works", "reset b"),
+    ("reset reset, 5 m, b:, recovery, 5 m, works", "recovered b"),
+    ("reset reset z, forget forgotten z, works, b:", "recovered b"),
+    ("reconnect still_failing, forget failed, 30 m, works, b:", "recovered b"),
+    ("b:, forget forgotten, 5 s, gone", "forgotten b"),
+    # Nobody says why.
+    ("gone, b:", "forgotten b"),
+    ("b:, recovery, 4 s, forget forgotten, 5 s, gone", "recovered b"),
+    ("reset reset, 30 m, b:, forget forgotten, 5 s, gone", "forgotten b"),
+]
+
 STORIES = [
+    *(
+        Story(
+            "it ends by what Synapse's row says, and by the last thing that may have "
+            "ended it",
+            f"z:, 0.001 s, a:, fails, written, 1 h, {steps}",
+            f"a {ended}".strip(),
+        )
+        for steps, ended in ENDS
+    ),
+    Story(
+        "requests that fail side by side each write their own time",
+        "a:, fails, written, 5 s, b:, 1 h, fails since b",
+        "a",
+    ),
     Story(
         "a reset in vain ends nothing, whatever the row says meanwhile",
         "a:, fails, written, 1 h, reset reset, works, lasts, 5 s, fails, lasts, "
@@ -220,6 +274,8 @@ class StoriesTestCase(OutagesTestCase):
             self.times[first[:-1]] = self.now
         elif first == "works":
             self.working()
+        elif first == "gone":
+            self.run_sql(GONE)
         elif first == "fails":
             self.failing(at, self.now)
         elif first == "written":
@@ -233,7 +289,7 @@ class StoriesTestCase(OutagesTestCase):
             self.failed("connection_refused", at)
         elif first == "recovery":
             self.recovered(at)
-        elif first in ("reset", "forget"):
+        elif first in ("reset", "reconnect", "forget"):
             self.done(first, more[0], at)
         elif first in self.processes:
             process = self.processes[first]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How outages begin and end: what the job makes of rows, audit and what is recorded."""
+"""How outages begin and end: what the job makes of rows. More: test_outage_stories."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from module_case import NAME
-from outages_case import DAY, GONE, HOUR, MINUTE, OutagesTestCase
+from outages_case import DAY, HOUR, MINUTE, OutagesTestCase
 from synapse.federation.transport.server._base import Authenticator
 from synapse.module_api import LoggingTransaction
 
@@ -94,79 +94,8 @@ class BeginTestCase(OutagesTestCase):
         return int(found)
 
 
-class Case(NamedTuple):
-    """How an outage ends that began an hour ago. All times are in s from now.
-
-    Attributes:
-        row: What Synapse's row says: it works, is gone, fails as before, or fails since
-            some time after it began.
-        done: What is in the audit, with commas in between: action, outcome, and when.
-        got: When a request got through.
-        end: When it has ended; None if it has not.
-        ended: How.
-    """
-
-    row: str
-    done: str = ""
-    got: int | None = None
-    end: int | None = None
-    ended: str | None = None
-
-
-# Before the outage.
-BEFORE = -3601
-
-ENDS = [
-    # What was done in vain.
-    Case("fails", "reconnect still_failing -3000, reconnect pending -9"),
-    # Requests that fail side by side each write their own time.
-    Case("side by side"),
-    Case("fails", got=BEFORE),
-    Case("works", got=BEFORE, end=0, ended="recovered"),
-    Case("works", got=-5, end=-5, ended="recovered"),
-    # Nobody knows why.
-    Case("works", end=0, ended="recovered"),
-    Case("works", "reset reset -90", end=-90, ended="reset"),
-    Case("works", "reconnect connected -1", end=-1, ended="reset"),
-    # Nor what came of what was cleared.
-    Case("works", "reset interrupted -90"),
-    Case("works", "reset interrupted -90", got=-5, end=-5, ended="recovered"),
-    Case("works", "reset interrupted -90, reconnect connected -9", None, -9, "reset"),
-    Case("gone", "reset interrupted -90, forget forgotten -5", None, -5, "forgotten"),
-    # Of what was forced it is not known whether it works.
-    Case("works", "reconnect forced -60", end=0, ended="recovered"),
-    Case("works", "reset pending -3000"),
-    Case("works", "reconnect pending -3000"),
-    # Who has made it is gone: nobody will write what came of it.
-    Case("works", "reset pending -3605"),
-    Case("works", "reset pending -3605", got=-90, end=-90, ended="recovered"),
-    # What gets through within a second of a reset, or was on its way.
-    *(Case("works", "reset reset -120", t, -120, "reset") for t in (-121, -119, -70)),
-    Case("works", "reset reset -600", got=-300, end=-300, ended="recovered"),
-    Case(
-        "works",
-        f"reset reset {BEFORE}, forget forgotten {BEFORE}",
-        None,
-        0,
-        "recovered",
-    ),
-    Case(
-        "works",
-        "reconnect still_failing -1800, forget failed -1800",
-        None,
-        0,
-        "recovered",
-    ),
-    Case("gone", "forget forgotten -5", end=-5, ended="forgotten"),
-    # Nobody says why.
-    Case("gone", end=0, ended="forgotten"),
-    Case("gone", "forget forgotten -5", got=-9, end=-9, ended="recovered"),
-    Case("gone", "reset reset -1800, forget forgotten -5", None, -5, "forgotten"),
-]
-
-
-class EndTestCase(OutagesTestCase):
-    """How an outage ends, that began an hour ago, and when."""
+class ClockTestCase(OutagesTestCase):
+    """The clock is set back while an outage lasts that began an hour ago."""
 
     def prepare(self, *args: Any) -> None:
         super().prepare(*args)
@@ -174,46 +103,13 @@ class EndTestCase(OutagesTestCase):
         self.write_outage()
         self.pass_time(HOUR)
 
-    def start_anew(self) -> None:
-        """Have nothing be known but that it began to fail an hour ago."""
-        self.forget_all()
-        self.outage(self.began)
-        self.failing(self.began)
-
-    def assert_ended(self, end_ts: int | None, ended: str | None) -> None:
-        self.look()
-        self.assert_recorded([(self.began, end_ts, ended)])
-
-    def test_how_it_ends(self) -> None:
-        """By what Synapse's row says, and by the last thing that may have ended it."""
-        for case in ENDS:
-            self.start_anew()
-            if case.row == "gone":
-                self.run_sql(GONE)
-            elif case.row == "works":
-                self.working()
-            elif case.row == "side by side":
-                self.failing(self.began + 5000)
-            for done in filter(None, case.done.split(", ")):
-                action, outcome, at = done.split()
-                self.done(action, outcome, self.at(int(at)))
-            if case.got is not None:
-                self.recovered(self.at(case.got))
-            self.look()
-            self.assert_recorded([(self.began, self.at(case.end), case.ended)], case)
-
-    def at(self, seconds: int | None) -> Any:
-        """Return the time that a case means."""
-        if seconds is None:
-            return None
-        return self.began - 1 if seconds == BEFORE else self.now + 1000 * seconds
-
     def test_clock_set_back(self) -> None:
         """No outage ends before it began, though the clock was set back meanwhile."""
         self.pass_time(-65 * MINUTE)
         self.working()
         self.recovered(self.now)
-        self.assert_ended(self.began, "recovered")
+        self.look()
+        self.assert_recorded([(self.began, self.began, "recovered")])
         self.assertEqual(self.shown()[0]["duration_ms"], 0)
 
     def test_clock_set_back_open(self) -> None:
