@@ -29,11 +29,10 @@ from pathlib import Path
 from statistics import mean, median, quantiles
 from urllib.parse import quote, urlencode
 
-import psutil
 import rows
 from attrs import frozen
 from copies import PostgresCopies, say
-from probe import Health, PeakMemory
+from probe import cpu_s, watch_of
 from report import CONSOLE, section_options, write_section
 from ticks import read_ticks, with_ticks
 
@@ -41,7 +40,7 @@ from synapse_federation_admin.console.cookie import Origin, Session, cookie_name
 from synapse_federation_admin.failures.kinds import FailureKind
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
 from synapse_federation_admin.playground.certificates import CertificateAuthority
-from synapse_federation_admin.playground.services import Database, Postgres
+from synapse_federation_admin.playground.services import Postgres
 from synapse_federation_admin.playground.synapse import SynapseServer
 
 V2 = "/_synapse/admin/v2/federation"
@@ -139,15 +138,9 @@ class Homeserver:
     token: str
     ticks: Path
 
-    @property
-    def process(self) -> psutil.Process:
-        """Its process."""
-        return psutil.Process(self.synapse.process("main").pid)
-
     def cpu_s(self) -> float:
         """Return the CPU time that the process has had."""
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
+        return cpu_s(self.synapse.process("main").pid)
 
     def client(self) -> "Client":
         """Return somebody who is signed in."""
@@ -206,8 +199,9 @@ def main() -> None:
         token = synapse.create_user("admin", admin=True).access_token
         say("console: failures, outages, hostile names")
         synapse.stop()
-        database = Database(copies._database("console").host, "postgres", "console")
-        postgres.execute(database, _statements(options.rows // _FAILING_SHARE))
+        postgres.execute(
+            copies.database("console"), _statements(options.rows // _FAILING_SHARE)
+        )
         synapse.start()
         homeserver = Homeserver(synapse, token, ticks)
         time.sleep(_SETTLED_S)
@@ -394,15 +388,12 @@ class Run:
 
 
 def _run(homeserver: Homeserver, paths: Sequence[str], seconds: int) -> Run:
-    health = Health(homeserver.synapse.layout.client_ports["main"], _HEALTH_PAUSE_S)
-    cpu_s = homeserver.cpu_s()
-    with PeakMemory(homeserver.process.pid) as memory:
+    with watch_of(homeserver.synapse, _HEALTH_PAUSE_S) as watch:
         answers = _look_on(homeserver, paths, seconds)
-    health.stop()
     return Run(
-        quantiles(health.samples, n=100)[-1],
-        (homeserver.cpu_s() - cpu_s) / seconds,
-        memory.growth_mib,
+        quantiles(watch.health.samples, n=100)[-1],
+        watch.cpu_s / seconds,
+        watch.growth_mib,
         answers,
     )
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg2
 import rows
@@ -46,14 +46,37 @@ class Copies:
     folder: Path
     certificates: CertificateAuthority
 
+    name: ClassVar[str]
+
     @property
     def title(self) -> str:
         """The database and its version."""
         raise NotImplementedError
 
+    def drop(self, name: str) -> None:
+        """Delete a copy that no Synapse uses any more, if there is one."""
+        raise NotImplementedError
+
+    def _fill(self, count: int) -> None:
+        """Fill the original."""
+        raise NotImplementedError
+
+    def _copy(self, name: str) -> Json:
+        """Make a copy; return what homeserver.yaml has of it."""
+        raise NotImplementedError
+
     def build(self, count: int) -> None:
         """Fill the original, or find it filled."""
-        raise NotImplementedError
+        marker = self.kept / f"{self.name}.json"
+        wanted = {"rows": count, "recipe": rows.RECIPE}
+        if marker.exists():
+            built = json.loads(marker.read_text())
+            if time.time() - built.pop("built_s") < _KEPT_S and built == wanted:
+                return
+        marker.unlink(missing_ok=True)
+        say(f"Filling {self.title} with {count:,} destinations")
+        self._fill(count)
+        marker.write_text(json.dumps({**wanted, "built_s": time.time()}))
 
     def server(
         self,
@@ -70,46 +93,24 @@ class Copies:
             wrapper: a command that executes the one behind it, in its own process.
             checkout: where the module is taken from, if not from here.
         """
-        raise NotImplementedError
-
-    def drop(self, name: str) -> None:
-        """Delete a copy that no Synapse uses any more, if there is one."""
-        raise NotImplementedError
-
-    def _synapse(
-        self,
-        folder: Path,
-        config: Json | None,
-        wrapper: Sequence[str] = (),
-        checkout: Path | None = None,
-        **extra: object,
-    ) -> SynapseServer:
+        self.drop(name)
         return SynapseServer(
-            folder,
+            self._folder(name),
             self.certificates,
             module_config=config,
-            extra_config={**_SYNAPSE, **extra},
+            extra_config={**_SYNAPSE, **self._copy(name)},
             wrapper=wrapper,
             environment={"PYTHONPATH": str(checkout)} if checkout else None,
         )
 
-    def _fresh(self, marker: Path, count: int) -> bool:
-        if not marker.exists():
-            return False
-        built = json.loads(marker.read_text())
-        return bool(
-            built["rows"] == count
-            and built["recipe"] == rows.RECIPE
-            and time.time() - built["built_s"] < _KEPT_S
-        )
-
-    def _mark(self, marker: Path, count: int) -> None:
-        built = {"rows": count, "recipe": rows.RECIPE, "built_s": time.time()}
-        marker.write_text(json.dumps(built))
+    def _folder(self, name: str) -> Path:
+        return self.folder / f"{self.name}-{name}"
 
 
 class SqliteCopies(Copies):
     """Copies of a file."""
+
+    name = "sqlite"
 
     @property
     def title(self) -> str:
@@ -117,45 +118,30 @@ class SqliteCopies(Copies):
         return f"SQLite {sqlite3.sqlite_version}"
 
     @property
-    def _home(self) -> Path:
-        return self.kept / "sqlite"
-
-    def build(self, count: int) -> None:
-        """Fill the original, or find it filled."""
-        marker = self.kept / "sqlite.json"
-        if self._fresh(marker, count):
-            return
-        marker.unlink(missing_ok=True)
-        shutil.rmtree(self._home, ignore_errors=True)
-        database = self._home / "homeserver.db"
-        say(f"Filling SQLite with {count:,} destinations")
-        with (
-            self._synapse(self._home, None),
-            closing(sqlite3.connect(database)) as connection,
-        ):
-            _wait_for_updates(lambda q: connection.execute(q).fetchone() == (0,))
-        rows.fill(rows.SqliteSink(database), count, int(time.time() * 1000))
-        self._mark(marker, count)
-
-    def server(
-        self,
-        name: str,
-        config: Json | None,
-        wrapper: Sequence[str] = (),
-        checkout: Path | None = None,
-    ) -> SynapseServer:
-        """Make a Synapse on a fresh copy."""
-        folder = self._copy(name)
-        folder.mkdir(mode=0o700)
-        shutil.copyfile(self._home / "homeserver.db", folder / "homeserver.db")
-        return self._synapse(folder, config, wrapper, checkout)
+    def _original(self) -> Path:
+        return self.kept / "sqlite" / "homeserver.db"
 
     def drop(self, name: str) -> None:
         """Delete a copy that no Synapse uses any more, if there is one."""
-        shutil.rmtree(self._copy(name), ignore_errors=True)
+        shutil.rmtree(self._folder(name), ignore_errors=True)
 
-    def _copy(self, name: str) -> Path:
-        return self.folder / f"sqlite-{name}"
+    def _fill(self, count: int) -> None:
+        home = self._original.parent
+        shutil.rmtree(home, ignore_errors=True)
+        with (
+            SynapseServer(
+                home, self.certificates, module_config=None, extra_config=_SYNAPSE
+            ),
+            closing(sqlite3.connect(self._original)) as connection,
+        ):
+            _wait_for_updates(lambda q: connection.execute(q).fetchone() == (0,))
+        rows.fill(rows.SqliteSink(self._original), count, int(time.time() * 1000))
+
+    def _copy(self, name: str) -> Json:
+        folder = self._folder(name)
+        folder.mkdir(mode=0o700)
+        shutil.copyfile(self._original, folder / "homeserver.db")
+        return {}
 
 
 @frozen
@@ -164,10 +150,12 @@ class PostgresCopies(Copies):
 
     postgres: Postgres
 
+    name = "postgres"
+
     @property
     def version(self) -> str:
         """The server's version, as a number."""
-        with self._connected(self._database("postgres")) as cursor:
+        with self._connected("postgres") as cursor:
             cursor.execute("SHOW server_version")
             return str(cursor.fetchone()[0]).split()[0]
 
@@ -176,19 +164,28 @@ class PostgresCopies(Copies):
         """The database and its version."""
         return f"PostgreSQL {self.version}"
 
-    def build(self, count: int) -> None:
-        """Fill the original, or find it filled."""
-        marker = self.kept / "postgres.json"
-        if self._fresh(marker, count):
-            return
-        marker.unlink(missing_ok=True)
+    def database(self, name: str) -> Database:
+        """Return one of the databases."""
+        return Database(
+            host=str(self.postgres._socket_folder), user="postgres", name=name
+        )
+
+    def drop(self, name: str) -> None:
+        """Delete a copy that no Synapse uses any more, if there is one."""
+        with self._connected("postgres") as cursor:
+            cursor.execute(f"DROP DATABASE IF EXISTS {name}")
+
+    def _fill(self, count: int) -> None:
         self.drop("filled")
-        say(f"Filling PostgreSQL with {count:,} destinations")
         database = self.postgres.create_database("filled")
-        folder = self.folder / "postgres-filled"
         with (
-            self._synapse(folder, None, database=_database(database)),
-            self._connected(database) as cursor,
+            SynapseServer(
+                self._folder("filled"),
+                self.certificates,
+                module_config=None,
+                extra_config={**_SYNAPSE, "database": _configured(database)},
+            ),
+            self._connected("filled") as cursor,
         ):
 
             def none_left(query: str) -> bool:
@@ -200,42 +197,16 @@ class PostgresCopies(Copies):
             host=database.host, user=database.user, dbname=database.name
         )
         rows.fill(sink, count, int(time.time() * 1000))
-        self._mark(marker, count)
 
-    def server(
-        self,
-        name: str,
-        config: Json | None,
-        wrapper: Sequence[str] = (),
-        checkout: Path | None = None,
-    ) -> SynapseServer:
-        """Make a Synapse on a fresh copy."""
-        self.drop(name)
-        with self._connected(self._database("postgres")) as cursor:
+    def _copy(self, name: str) -> Json:
+        with self._connected("postgres") as cursor:
             cursor.execute(f"CREATE DATABASE {name} TEMPLATE filled STRATEGY file_copy")
-        database = _database(self._database(name))
-        return self._synapse(
-            self.folder / f"postgres-{name}",
-            config,
-            wrapper,
-            checkout,
-            database=database,
-        )
-
-    def drop(self, name: str) -> None:
-        """Delete a copy that no Synapse uses any more, if there is one."""
-        with self._connected(self._database("postgres")) as cursor:
-            cursor.execute(f"DROP DATABASE IF EXISTS {name}")
-
-    def _database(self, name: str) -> Database:
-        return Database(
-            host=str(self.postgres._socket_folder), user="postgres", name=name
-        )
+        return {"database": _configured(self.database(name))}
 
     @contextmanager
-    def _connected(self, database: Database) -> Iterator[Any]:
+    def _connected(self, name: str) -> Iterator[Any]:
         connection = psycopg2.connect(
-            host=database.host, user=database.user, dbname=database.name
+            host=str(self.postgres._socket_folder), user="postgres", dbname=name
         )
         connection.autocommit = True
         try:
@@ -244,7 +215,7 @@ class PostgresCopies(Copies):
             connection.close()
 
 
-def _database(database: Database) -> Json:
+def _configured(database: Database) -> Json:
     # "database" replaces that of the playground's configuration for SQLite.
     return {
         "name": "psycopg2",

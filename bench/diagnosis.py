@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from probe import Health, PeakMemory
+from probe import watch_of
 
 from synapse_federation_admin.playground.client import MatrixClient
 from synapse_federation_admin.playground.synapse import SynapseServer
@@ -130,25 +130,21 @@ def hostile() -> None:
                 client = synapse.client(synapse.create_user("admin", admin=True))
                 for _ in range(20):
                     client.diagnose(healthy_name)
-                pid = synapse.process("main").pid
-                port = synapse.layout.client_ports["main"]
                 for label, server in names.items():
-                    print_hostile(client, label, server, pid, port)
+                    print_hostile(synapse, client, label, server)
 
 
 def print_hostile(
-    client: MatrixClient, label: str, name: str, pid: int, port: int
+    synapse: SynapseServer, client: MatrixClient, label: str, name: str
 ) -> None:
     """Print one row."""
-    with PeakMemory(pid) as memory:
-        health = Health(port)
+    with watch_of(synapse) as watch:
         begun = time.monotonic()
         report = client.diagnose(name)
         took_s = time.monotonic() - begun
-        health.stop()
     print(
         f"| {label} | {took_s:.2f} s, {report['kind'] or report['verdict']} "
-        f"| +{memory.growth_mib:.1f} MiB | {max(health.samples):.0f} ms |",
+        f"| +{watch.growth_mib:.1f} MiB | {max(watch.health.samples):.0f} ms |",
         flush=True,
     )
 

@@ -17,17 +17,15 @@ import socket
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
-from attrs import field, frozen, mutable
-from probe import Health
+from attrs import frozen
+from probe import Watch, watch_of
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.playground.certificates import CertificateAuthority
@@ -41,7 +39,6 @@ from fleet import select, write_failing
 from own_resolver import with_resolver
 
 FAILING_SINCE_TS = 1_600_000_000_000
-SAMPLED_EVERY_S = 0.1
 SILENT_ADDRESS = "127.77.0.53"
 
 DESTINATIONS = 20_000
@@ -59,88 +56,59 @@ TIMED = 20
 V2 = "/_synapse/admin/v2/federation/destinations"
 
 
-@mutable
-class Watch:
-    """What a process takes while the context is open, and how soon it answers."""
+@frozen
+class Surroundings:
+    """A homeserver to which something is done."""
 
     synapse: SynapseServer
     certificates: CertificateAuthority
-    descriptors: int = 0
-    threads: int = 0
-    memory_mib: float = 0
-    health: tuple[float, ...] = ()
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Sample the main process."""
-        process = psutil.Process(self.synapse.process("main").pid)
-        before = process.memory_info().rss
-        over = threading.Event()
-
-        def sample() -> None:
-            while not over.wait(SAMPLED_EVERY_S):
-                grown = (process.memory_info().rss - before) / 2**20
-                self.memory_mib = max(self.memory_mib, grown)
-                self.descriptors = max(self.descriptors, process.num_fds())
-                self.threads = max(self.threads, process.num_threads())
-
-        sampler = threading.Thread(target=sample)
-        sampler.start()
-        health = Health(self.synapse.layout.client_ports["main"])
-        try:
-            yield
-        finally:
-            health.stop()
-            over.set()
-            sampler.join()
-            self.health = tuple(health.samples)
+    client: MatrixClient
+    """Its admin."""
+    watch: Watch
+    """Of its main process."""
 
 
 @frozen
 class Scenario:
     """What is done to a homeserver, and what it may cost at most."""
 
-    run: Callable[[Watch], str]
+    run: Callable[[Surroundings], str]
     """Does it, while it is watched; returns in a few words how far it came."""
     most_descriptors: int
     most_mib: float
     most_health_ms: float
-    config: dict[str, Any] = field(factory=dict)
-    """Of the module."""
 
 
-def silent_dns(watch: Watch) -> str:
+def silent_dns(at: Surroundings) -> str:
     """Reconnect all of many while no name server answers."""
     names = [f"host{number:05}.example" for number in range(DESTINATIONS)]
-    write_failing(watch.synapse, names, failing_since_ts=FAILING_SINCE_TS)
-    client = watch.synapse.client(watch.synapse.create_user("admin", admin=True))
-    with watch.watching():
-        run_id = client.start_run(all_failing=True, per_second=500, timeout_ms=1000)
+    write_failing(at.synapse, names, failing_since_ts=FAILING_SINCE_TS)
+    with at.watch:
+        run_id = at.client.start_run(all_failing=True, per_second=500, timeout_ms=1000)
         ends_s = time.monotonic() + WATCHED_S
         while time.monotonic() < ends_s:
             time.sleep(0.5)
-            run = client.run(run_id["id"])
+            run = at.client.run(run_id["id"])
             if run["ended_ts"]:
                 break
     counts = ", ".join(f"{kind} {e['count']}" for kind, e in run["errors"].items())
     return f"{run['done']} of {run['matched']} done ({counts or 'no errors'})"
 
 
-def readers(watch: Watch) -> str:
+def readers(at: Surroundings) -> str:
     """Ask for long lists on many connections, and read nothing."""
     names = [f"host{number:06}.example" for number in range(LISTED)]
-    write_failing(watch.synapse, names, failing_since_ts=FAILING_SINCE_TS)
-    client = watch.synapse.client(watch.synapse.create_user("admin", admin=True))
+    write_failing(at.synapse, names, failing_since_ts=FAILING_SINCE_TS)
     # Whatever memory it takes once, it has taken then.
-    client.destinations(limit=LISTED)
-    process = psutil.Process(watch.synapse.process("main").pid)
+    at.client.destinations(limit=LISTED)
+    process = psutil.Process(at.synapse.process("main").pid)
     paths = (
         f"{V2}/export?format=csv",
         f"{V2}/export?order_by=failure_ts",
         f"{V2.replace('v2', 'v1')}?limit={LISTED}",
     )
-    kept: list[str] = []
-    with watch.watching():
+    token, kept = at.client.access_token, []
+    with at.watch:
         # What stays the first times are pages of memory in which something small lies
         # that is used on: what is taken next finds room there.
         for _ in range(TIMES):
@@ -152,12 +120,12 @@ def readers(watch: Watch) -> str:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                     connection.settimeout(60)
                     connection.connect(
-                        ("127.0.0.1", watch.synapse.layout.client_ports["main"])
+                        ("127.0.0.1", at.synapse.layout.client_ports["main"])
                     )
                     connection.sendall(
                         f"GET {paths[number % len(paths)]} HTTP/1.1\r\n"
                         "Host: localhost\r\n"
-                        f"Authorization: Bearer {client.access_token}\r\n\r\n".encode()
+                        f"Authorization: Bearer {token}\r\n\r\n".encode()
                     )
                     connections.append(connection)
                 time.sleep(UNREAD_S)
@@ -170,44 +138,38 @@ def readers(watch: Watch) -> str:
     )
 
 
-def flapping_server(watch: Watch) -> str:
+def flapping_server(at: Surroundings) -> str:
     """Have a server fail every transaction, and ask something, every second."""
-    client = watch.synapse.client(watch.synapse.create_user("admin", admin=True))
-    us = watch.synapse.server_name
+    us = at.synapse.server_name
     path = "/_matrix/federation/v1/query/profile?user_id=" + quoted(f"@admin:{us}")
-    remote = RemoteServer("127.0.0.41", watch.certificates)
+    remote = RemoteServer("127.0.0.41", at.certificates)
     remote.special = lambda path, _: (502, {}) if "/send/" in path else None
-    remote.start()
-    try:
-        with watch.watching():
-            ends_s = time.monotonic() + FLAPS_S
-            while time.monotonic() < ends_s:
-                client.send_to_device(f"@x:{remote.server_name}", "hello")
-                time.sleep(0.5)
-                header = remote.identity.authorization("GET", path, us, None)
-                httpx.get(
-                    f"https://{us}{path}",
-                    headers={"Authorization": header},
-                    verify=watch.certificates.client_context(),
-                    trust_env=False,
-                ).raise_for_status()
-                time.sleep(0.5)
-    finally:
-        remote.stop()
-    ((failures,),) = select(
-        watch.synapse, "SELECT SUM(count) FROM federation_admin_failures"
-    )
-    ((rows,),) = select(watch.synapse, "SELECT COUNT(*) FROM federation_admin_outages")
+    with remote, at.watch:
+        ends_s = time.monotonic() + FLAPS_S
+        while time.monotonic() < ends_s:
+            at.client.send_to_device(f"@x:{remote.server_name}", "hello")
+            time.sleep(0.5)
+            header = remote.identity.authorization("GET", path, us, None)
+            httpx.get(
+                f"https://{us}{path}",
+                headers={"Authorization": header},
+                verify=at.certificates.client_context(),
+                trust_env=False,
+            ).raise_for_status()
+            time.sleep(0.5)
+    count = "SELECT SUM(count) FROM federation_admin_failures"
+    ((failures,),) = select(at.synapse, count)
+    ((rows,),) = select(at.synapse, "SELECT COUNT(*) FROM federation_admin_outages")
     return (
         f"{rows} rows of {failures} failures in {FLAPS_S} s; availability of a page of "
-        f"{PAGE} such takes {availability_ms(watch.synapse, client):.0f} ms"
+        f"{PAGE} such takes {availability_ms(at):.0f} ms"
     )
 
 
-def availability_ms(synapse: SynapseServer, client: MatrixClient) -> float:
+def availability_ms(at: Surroundings) -> float:
     """Return how much longer a page takes with it, of servers that flap for ever."""
     names = [f"flaps{number:03}.example" for number in range(PAGE)]
-    write_failing(synapse, names, failing_since_ts=FAILING_SINCE_TS)
+    write_failing(at.synapse, names, failing_since_ts=FAILING_SINCE_TS)
     now_ms = int(time.time() * 1000)
     apart_ms = DAY_MS // limits.OUTAGES_A_DAY
     for name in names:
@@ -216,13 +178,13 @@ def availability_ms(synapse: SynapseServer, client: MatrixClient) -> float:
             f"'http_error', 'http_error', {apart_ms // 4})"
             for start_ts in range(now_ms - 14 * DAY_MS, now_ms - apart_ms, apart_ms)
         )
-        select(synapse, f"INSERT INTO federation_admin_outages VALUES {values}")  # noqa: S608
+        select(at.synapse, f"INSERT INTO federation_admin_outages VALUES {values}")  # noqa: S608
 
     def took_ms(query: str) -> float:
         found = []
         for _ in range(TIMED):
             begun_s = time.monotonic()
-            client.request("GET", f"{V2}?limit={PAGE}&destination=flaps{query}")
+            at.client.request("GET", f"{V2}?limit={PAGE}&destination=flaps{query}")
             found.append((time.monotonic() - begun_s) * 1000)
         return statistics.median(found)
 
@@ -243,14 +205,14 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name in names:
         scenario = SCENARIOS[name]
-        with surroundings(scenario) as watch:
-            came = scenario.run(watch)
-        worst_ms = max(watch.health)
+        with surroundings() as at:
+            came = scenario.run(at)
+        watch, health = at.watch, at.watch.health.samples
         print(
             f"| {name} | {against(watch.descriptors, scenario.most_descriptors)} "
-            f"| {watch.threads} | +{against(watch.memory_mib, scenario.most_mib)} MiB "
-            f"| {against(worst_ms, scenario.most_health_ms)} ms, "
-            f"{statistics.median(watch.health):.1f} ms | {came} |",
+            f"| {watch.threads} | +{against(watch.growth_mib, scenario.most_mib)} MiB "
+            f"| {against(max(health), scenario.most_health_ms)} ms, "
+            f"{statistics.median(health):.1f} ms | {came} |",
             flush=True,
         )
 
@@ -261,7 +223,7 @@ def against(found: float, most: float) -> str:
 
 
 @contextmanager
-def surroundings(scenario: Scenario) -> Iterator[Watch]:
+def surroundings() -> Iterator[Surroundings]:
     """Start a homeserver whose resolver takes every query and answers none."""
     with tempfile.TemporaryDirectory() as name, silent(SILENT_ADDRESS):
         folder = Path(name)
@@ -269,10 +231,10 @@ def surroundings(scenario: Scenario) -> Iterator[Watch]:
         with SynapseServer(
             folder / "synapse",
             certificates,
-            module_config=scenario.config,
             wrapper=with_resolver(folder, SILENT_ADDRESS),
         ) as synapse:
-            yield Watch(synapse, certificates)
+            client = synapse.client(synapse.create_user("admin", admin=True))
+            yield Surroundings(synapse, certificates, client, watch_of(synapse))
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def v2_cases() -> list[Case]:
             "page near the end of a walk",
             lambda server, turn: _from_token(server, turn, lambda n: n - 2),
         ),
-        _v2_walk("walk from the start", {}),
+        _walk("walk from the start", {}, path=V2),
         _v2("`dir=b`", {"dir": "b"}),
         _v2("`limit=1000`", {"limit": 1000}),
         _v2("`include=backlog`", {"include": "backlog"}),
@@ -195,13 +195,13 @@ def v2_cases() -> list[Case]:
     for status in STATUSES:
         cases += [
             _v2(f"`status={status}`", {"status": status}),
-            _v2_walk(f"`status={status}`: walk", {"status": status}),
+            _walk(f"`status={status}`: walk", {"status": status}, path=V2),
         ]
     failing: Params = {"failing_for": "7d"}
     due: Params = {"status": "retry_due"}
     cases += [
         _v2("`failing_for=7d`", failing),
-        _v2_walk("`failing_for=7d`: walk", failing),
+        _walk("`failing_for=7d`: walk", failing, path=V2),
         _v2("`failing_for=7d`, `total=true`", {**failing, "total": "true"}),
         _v2("`status=retry_due`, `total=true`", {**due, "total": "true"}),
     ]
@@ -211,7 +211,7 @@ def v2_cases() -> list[Case]:
             name = f"`{order}`, `dir={direction}`"
             cases += [
                 _v2(f"{name}", params),
-                _v2_walk(f"{name}: walk", params),
+                _walk(f"{name}: walk", params, path=V2),
             ]
     oldest: Params = {**failing, "order_by": "failure_ts"}
     cases.append(_v2("`failing_for=7d`, `failure_ts`", oldest))
@@ -279,11 +279,15 @@ def _page(
 
 
 def _walk(
-    name: str, params: Params, offset: Callable[[Turn], int] | None = None
+    name: str,
+    params: Params,
+    offset: Callable[[Turn], int] | None = None,
+    *,
+    path: str = V1,
 ) -> Case:
     def ask(server: Server, turn: Turn) -> tuple[float, Any]:
         start: Params = {"from": offset(turn)} if offset else {}
-        return _median_page(server, V1, {**params, **start}), None
+        return _median_page(server, path, {**params, **start}), None
 
     return Case(f"{name}, per page", ask)
 
@@ -296,13 +300,6 @@ def _v2(name: str, params: Params) -> Case:
         return elapsed, (total, len(answer["destinations"]))
 
     return Case(name, ask)
-
-
-def _v2_walk(name: str, params: Params) -> Case:
-    def ask(server: Server, _: Turn) -> tuple[float, Any]:
-        return _median_page(server, V2, params), None
-
-    return Case(f"{name}, per page", ask)
 
 
 def _median_page(server: Server, path: str, params: Params) -> float:

@@ -17,14 +17,19 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen, mutable
+import psutil
+from attrs import frozen
+
+# The child, which needs none of it, is there the sooner.
+if TYPE_CHECKING:
+    from synapse_federation_admin.playground.synapse import SynapseServer
 
 Json = dict[str, Any]
 
 _HEALTH_PAUSE_S = 0.002
+_SAMPLED_EVERY_S = 0.02
 _TIMEOUT_S = 600
 
 
@@ -114,45 +119,64 @@ def burst(port: int, paths: Sequence[str], token: str) -> Burst:
     return Burst(**_ask(task))
 
 
-@mutable
-class PeakMemory:
-    """How far a process's resident memory rises while the context is open."""
+class Watch:
+    """What a process takes while the context is open, and how soon it answers."""
 
-    pid: int
-    growth_mib: float = 0.0
-    _before: int = 0
-    _sampled: int = 0
-    _done: threading.Event = field(factory=threading.Event)
-    _sampler: threading.Thread | None = None
+    def __init__(
+        self, pid: int, port: int, pause_s: float = _HEALTH_PAUSE_S, idle_s: float = 0
+    ) -> None:
+        """Say which, how often `/health` is polled, and for how long only that is."""
+        self._port, self._pause_s, self._idle_s = port, pause_s, idle_s
+        self.health: Health
+        self.growth_mib = 0.0
+        self.cpu_s = 0.0
+        self.descriptors = self.threads = 0
+        self._process = psutil.Process(pid)
+        self._over = threading.Event()
+        self._sampler = threading.Thread(target=self._sample)
 
-    def __enter__(self) -> "PeakMemory":
-        """Forget the old peak, or, where that is not allowed, start to sample."""
-        try:
-            Path(f"/proc/{self.pid}/clear_refs").write_text("5")
-        except OSError:
-            self._sampler = threading.Thread(target=self._sample, daemon=True)
-            self._sampler.start()
-        self._before = self._kib("VmRSS")
+    def __enter__(self) -> "Watch":
+        """Begin to poll, and then to count."""
+        self.health = Health(self._port, self._pause_s)
+        time.sleep(self._idle_s)
+        self._before = self._process.memory_info().rss
+        self._cpu_s = cpu_s(self._process.pid)
+        self._sampler.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Read the new peak."""
-        if self._sampler is not None:
-            self._done.set()
-            self._sampler.join()
-            peak = self._sampled
-        else:
-            peak = self._kib("VmHWM")
-        self.growth_mib = max(0, peak - self._before) / 1024
+        """Stop counting, and polling."""
+        self._over.set()
+        self._sampler.join()
+        self.cpu_s = cpu_s(self._process.pid) - self._cpu_s
+        self.health.stop()
+
+    def worst(self, started: float, ended: float) -> tuple[float, float, float]:
+        """Return the worst latency idle and busy, in ms, and the growth in MiB."""
+        return (
+            self.health.worst_ms(started - self._idle_s, started - 0.001),
+            self.health.worst_ms(started, ended),
+            self.growth_mib,
+        )
 
     def _sample(self) -> None:
-        while not self._done.wait(0.02):
-            self._sampled = max(self._sampled, self._kib("VmRSS"))
+        while not self._over.wait(_SAMPLED_EVERY_S):
+            with self._process.oneshot():
+                grown = self._process.memory_info().rss - self._before
+                self.growth_mib = max(self.growth_mib, grown / 2**20)
+                self.descriptors = max(self.descriptors, self._process.num_fds())
+                self.threads = max(self.threads, self._process.num_threads())
 
-    def _kib(self, key: str) -> int:
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        line = next(x for x in status.splitlines() if x.startswith(key + ":"))
-        return int(line.split()[1])
+
+def watch_of(synapse: "SynapseServer", pause_s: float = _HEALTH_PAUSE_S) -> Watch:
+    """Return what watches the main process of a homeserver."""
+    pid = synapse.process("main").pid
+    return Watch(pid, synapse.layout.client_ports["main"], pause_s)
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has had."""
+    return float(sum(psutil.Process(pid).cpu_times()[:2]))
 
 
 def _child(task: Json) -> "subprocess.Popen[str]":

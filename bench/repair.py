@@ -16,16 +16,14 @@ Markdown:
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 from attrs import frozen
-from probe import Health
+from probe import watch_of
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import MatrixClient
@@ -112,36 +110,20 @@ def bulk(layout: dict[str, Any]) -> str:
     """Run over all of them."""
     with setting(layout, up=UP, refusing=DESTINATIONS - UP) as on:
         before = read_rows(on.synapse)
-        process = psutil.Process(on.synapse.process("main").pid)
-        memory = process.memory_info().rss
-        peak = [memory]
-        over = threading.Event()
-
-        def watch() -> None:
-            while not over.wait(0.1):
-                peak[0] = max(peak[0], process.memory_info().rss)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        cpu = process.cpu_times()
-        health = Health(on.synapse.layout.client_ports["main"])
-        run_id = on.client.start_run(all_failing=True, per_second=PER_SECOND)["id"]
-        wait_until(lambda: on.client.run(run_id)["ended_ts"], "the run", 300, 0.5)
-        health.stop()
-        cpu_s = sum(process.cpu_times()[:2]) - sum(cpu[:2])
-        over.set()
-        watcher.join()
+        with watch_of(on.synapse) as watch:
+            run_id = on.client.start_run(all_failing=True, per_second=PER_SECOND)["id"]
+            wait_until(lambda: on.client.run(run_id)["ended_ts"], "the run", 300, 0.5)
         run = on.client.run(run_id)
         time.sleep(1)
         after = read_rows(on.synapse)
         untouched = sum(after[name] == before[name] for name in on.fleet.refusing)
-        samples = health.samples
+        samples = watch.health.samples
         return (
             f"{(run['ended_ts'] - run['started_ts']) / 1000:.1f} s "
             f"| {DESTINATIONS / PER_SECOND:.1f} s | {run['outcomes']['connected']} "
             f"| {len(on.fleet.received(WAITING))} | {untouched} "
             f"| {max(samples):.0f} ms, {statistics.median(samples):.1f} ms "
-            f"| +{(peak[0] - memory) / 2**20:.0f} MiB | {cpu_s:.0f} s"
+            f"| +{watch.growth_mib:.0f} MiB | {watch.cpu_s:.0f} s"
         )
 
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import MatrixClient
@@ -57,8 +58,10 @@ def measure(workers: bool, module: dict[str, object] | None) -> list[str]:
             client = synapse.client(synapse.create_user("admin", admin=True))
             # Stock takes its time: once is enough where it takes a minute.
             repetitions = REPETITIONS if module is not None or not workers else 1
-            queued = [with_message(client, certificates) for _ in range(repetitions)]
-            empty = nothing_queued(client, certificates)
+            queued = [
+                attempt(client, certificates, waits=True) for _ in range(repetitions)
+            ]
+            empty, _ = attempt(client, certificates, waits=False)
     return [
         figure([request for request, _ in queued]),
         figure([message for _, message in queued]),
@@ -66,41 +69,26 @@ def measure(workers: bool, module: dict[str, object] | None) -> list[str]:
     ]
 
 
-def with_message(
-    client: MatrixClient, certificates: CertificateAuthority
+def attempt(
+    client: MatrixClient, certificates: CertificateAuthority, *, waits: bool
 ) -> tuple[float | None, float | None]:
-    """Measure for a server that a to-device message waits for."""
+    """Measure for a server: its first request, and the message, if one waits for it."""
     with RemoteServer("127.0.0.60", certificates) as remote:
         remote.switch(Behaviour.DOWN)
-        user = f"@x:{remote.server_name}"
-        client.send_to_device(user, "waiting")
+        user, message = f"@x:{remote.server_name}", None
+        if waits:
+            client.send_to_device(user, "waiting")
+        else:
+            client.query_keys(user)
         reset_when_up(client, remote)
         answered = time.monotonic()
-        request = seconds(lambda: remote.wait_for_request(0, WAIT_S).monotonic)
-        message = seconds(
-            lambda: (
-                remote.wait_for_message(
-                    MessageKind.TO_DEVICE, "waiting", WAIT_S
-                ).monotonic
+        request = seconds(answered, lambda: remote.wait_for_request(0, WAIT_S))
+        if waits:
+            kind = MessageKind.TO_DEVICE
+            message = seconds(
+                answered, lambda: remote.wait_for_message(kind, "waiting", WAIT_S)
             )
-        )
-    return (
-        request and request - answered,
-        message and message - answered,
-    )
-
-
-def nothing_queued(
-    client: MatrixClient, certificates: CertificateAuthority
-) -> float | None:
-    """Measure for a server that nothing waits for."""
-    with RemoteServer("127.0.0.60", certificates) as remote:
-        remote.switch(Behaviour.DOWN)
-        client.query_keys(f"@x:{remote.server_name}")
-        reset_when_up(client, remote)
-        answered = time.monotonic()
-        request = seconds(lambda: remote.wait_for_request(0, WAIT_S).monotonic)
-    return request and request - answered
+    return request, message
 
 
 def reset_when_up(client: MatrixClient, remote: RemoteServer) -> None:
@@ -115,10 +103,10 @@ def reset_when_up(client: MatrixClient, remote: RemoteServer) -> None:
     client.reset_connection(remote.server_name)
 
 
-def seconds(measured: Callable[[], float]) -> float | None:
-    """Return what is measured, or None if it never came."""
+def seconds(since: float, wait: Callable[[], Any]) -> float | None:
+    """Return after how long something came, or None if it never did."""
     try:
-        return measured()
+        return float(wait().monotonic - since)
     except WaitTimeoutError:
         return None
 

@@ -281,7 +281,8 @@ def _measure_greedy(
                 continue
             say(f"{result.title}, {server.name}: {name}")
             done = runs.setdefault(number, [])
-            with _Watch(server, done[-1][0] if done else _FIRST_IDLE_S) as watch:
+            idle_s = done[-1][0] if done else _FIRST_IDLE_S
+            with probe.Watch(server.pid, server.port, idle_s=idle_s) as watch:
                 read = probe.read_all(server.port, path, server.token, needle)
             if read.status != 200 or read.error or read.rows != expected:
                 failed.add(number)
@@ -290,9 +291,8 @@ def _measure_greedy(
                 _remark(f"{result.title}, {server.name}, {name}: {why}")
                 continue
             answered = f"{read.size / 1e6:.1f} MB"
-            done.append(
-                (read.seconds, *watch.worst(read.started, read.ended), answered)
-            )
+            worst = watch.worst(read.started, read.ended)
+            done.append((read.seconds, *worst, answered))
     for number, (server, name, *_rest) in enumerate(tasks):
         if runs.get(number) and number not in failed:
             result.greedy.append(_summed_up(server, name, runs[number]))
@@ -314,7 +314,8 @@ def _measure_crowds(
             if module_only and not server.has_module:
                 continue
             say(f"{result.title}, {server.name}: {_CROWD} x {name}")
-            with _Watch(server, _FIRST_IDLE_S) as watch:
+            idle_s = _FIRST_IDLE_S
+            with probe.Watch(server.pid, server.port, idle_s=idle_s) as watch:
                 done = probe.burst(server.port, paths, server.token)
             statuses = ", ".join(f"{n} x {key}" for key, n in done.statuses.items())
             if done.statuses != {"200": _CROWD}:
@@ -322,32 +323,6 @@ def _measure_crowds(
             worst = watch.worst(done.started, done.ended)
             run = (done.seconds, *worst, statuses)
             result.crowds.append(_summed_up(server, f"{_CROWD} x {name}", [run]))
-
-
-class _Watch:
-    """Watches a server's health and memory, idle for a while and then busy."""
-
-    def __init__(self, server: Server, idle_s: float) -> None:
-        self._health = probe.Health(server.port)
-        self._memory = probe.PeakMemory(server.pid)
-        self._idle_s = idle_s
-
-    def __enter__(self) -> "_Watch":
-        time.sleep(self._idle_s)
-        self._memory.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._memory.__exit__()
-        self._health.stop()
-
-    def worst(self, started: float, ended: float) -> tuple[float, float, float]:
-        """Return the worst latency idle and busy, in ms, and the growth in MiB."""
-        return (
-            self._health.worst_ms(started - self._idle_s, started - 0.001),
-            self._health.worst_ms(started, ended),
-            self._memory.growth_mib,
-        )
 
 
 def _summed_up(

@@ -19,11 +19,10 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import psutil
 from attrs import frozen
 from copies import say
 from idle import CONFIGS
-from probe import Health
+from probe import Health, cpu_s
 from report import TRAFFIC, section_options, write_section
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
@@ -129,20 +128,21 @@ def _run(
         for client in clients.values():
             _send(client, f.names, _WARM_UP_S)
         time.sleep(_SETTLED_S)
-        cpu_s = dict.fromkeys(order, 0.0)
+        pids = {config: one.process("main").pid for config, one in synapses.items()}
+        spent_s = dict.fromkeys(order, 0.0)
         slices: dict[str, list[tuple[float, float]]] = {config: [] for config in order}
         for number in range(max(1, seconds // _SLICE_S)):
             for config in reversed(order) if number % 2 else order:
-                begun, before_s = time.monotonic(), _cpu_s(synapses[config])
+                begun, before_s = time.monotonic(), cpu_s(pids[config])
                 _send(clients[config], f.names, _SLICE_S)
                 slices[config].append((begun, time.monotonic()))
                 time.sleep(_AFTER_S)
-                cpu_s[config] += _cpu_s(synapses[config]) - before_s
+                spent_s[config] += cpu_s(pids[config]) - before_s
         for health in healths.values():
             health.stop()
         return {
             config: Run(
-                cpu_s[config],
+                spent_s[config],
                 [
                     ms
                     for begun, ended in slices[config]
@@ -152,12 +152,6 @@ def _run(
             )
             for config, synapse in synapses.items()
         }
-
-
-def _cpu_s(synapse: SynapseServer) -> float:
-    """Return the CPU time that a homeserver's process has had."""
-    times = psutil.Process(synapse.process("main").pid).cpu_times()
-    return float(times.user + times.system)
 
 
 def _failures(synapse: SynapseServer) -> int:
