@@ -192,7 +192,18 @@ site(
     "endless-headers degraded response_timeout/endless",
     version=repeat(b"X-A: " + b"x" * 4096 + b"\r\n", BEGUN),
 )
-site("endless-keys failing keys_invalid", keys=ENDLESS_LIST)
+site(
+    "endless-keys failing keys_invalid/body_too_large",
+    "(more than 256 KiB): it is not read",
+    keys=ENDLESS_LIST,
+)
+for label, header in ("plain", b"A: b"), ("chunked", b"Transfer-Encoding: chunked"):
+    begun = BEGUN + b"Content-Type: application/json\r\n%s\r\n\r\n" % header
+    site(
+        f"send-endless-{label} failing invalid_response/body_too_large",
+        "(more than 256 KiB): it is not read",
+        send=repeat(b"1000\r\n" + b" " * 4096 + b"\r\n", begun),
+    )
 site(
     "slow-version degraded response_timeout",
     version=repeat(b"x", BEGUN_LIST, every_s=1),
@@ -289,7 +300,7 @@ site("send-410 failing gone/signed_not_routed", send=http("410 Gone", b""))
 site("send-413 failing too_large/empty_too_large", send=http("413 No", b"", HTML))
 site(
     "send-headers-endless failing response_timeout/endless",
-    "the response has no end",
+    "more than 256 KiB before any answer",
     send=repeat(b"X-A: " + b"x" * 4096 + b"\r\n", b"HTTP/1.1 200 OK\r\n"),
 )
 # Its answer of 200 begins.

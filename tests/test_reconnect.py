@@ -5,7 +5,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from module_case import NAME
+from module_case import NAME, MembersTestCase
 from parameterized import parameterized
 from probe_case import ANSWER, LONG_FAILING, ProbeTestCase
 from twisted.internet import error
@@ -23,7 +23,7 @@ class ReconnectTestCase(ProbeTestCase):
         self.add_destination(NAME, *LONG_FAILING)
 
 
-class OutcomesTestCase(ReconnectTestCase):
+class OutcomesTestCase(ReconnectTestCase, MembersTestCase):
     """What is answered and changed, by what comes of the contact."""
 
     def test_at_once(self) -> None:
@@ -146,15 +146,17 @@ class OutcomesTestCase(ReconnectTestCase):
 
     @pytest.mark.database
     def test_unlisted(self) -> None:
-        """A name for which something waits, but which has no row, is contacted.
+        """A name that has no row is contacted, if something waits, or rooms are shared.
 
         It gets no row by that.
         """
         self.add_to_device("new.example")
-        channel = self.reconnect("new.example")
-        self.answer()
-        self.take("new.example")
-        self.assertEqual(channel.json_body["outcome"], "connected")
+        self.share_room("shares.example")
+        for name in ("new.example", "shares.example"):
+            channel = self.reconnect(name)
+            self.answer()
+            self.take(name)
+            self.assertEqual(channel.json_body["outcome"], "connected")
         self.assertEqual(self.names(), [NAME])
 
     def test_invalid_name(self) -> None:

@@ -135,8 +135,8 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
         }
 
     A name without a row is found, too, if to-device messages or device list updates
-    wait for it, or requests to it were recorded. What belongs to a feature that is off
-    is null.
+    wait for it, if requests to it were recorded, or if it shares rooms with us. What
+    belongs to a feature that is off is null.
     """
     services, is_on = asked.services, asked.services.features.is_on
     row = await require_known(services, destination)
@@ -209,6 +209,8 @@ async def require_known(services: Services, destination: str) -> Destination:
     is_known = bool(failures or last_ts)
     if not is_known and services.features.is_on(Feature.BACKLOG):
         is_known = not (await services.backlog.of([destination]))[destination].is_empty
+    if not is_known and services.features.is_on(Feature.SHARED_ROOMS):
+        is_known = (await services.shared_rooms.of(destination)).rooms > 0
     if not is_known:
         raise unknown_destination()
     return Destination(destination, None, None, None, None)

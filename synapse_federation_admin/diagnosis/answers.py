@@ -151,7 +151,8 @@ def read_version(answer: Answer, duration_ms: int, now_ms: int) -> VersionFindin
             to=answer.header("Location"),
         )
     elif answer.is_too_large:
-        error = Failure(FailureKind.INVALID_RESPONSE, Reason.BODY_TOO_LARGE)
+        facts = Facts(most_bytes=limits.VERSION_BYTES)
+        error = Failure(FailureKind.INVALID_RESPONSE, Reason.BODY_TOO_LARGE, facts)
     # Synapse, too, wants it in small letters.
     elif content_type.partition(b";")[0].strip() != b"application/json":
         reason = page_reason(answer.body or b"")

@@ -311,6 +311,8 @@ def _read(cause: BaseException, *, is_of_clients: bool) -> Failure:
         return Failure(
             FailureKind.TLS_WRONG_NAME, None if name else Reason.NO_NAMES, facts
         )
+    if isinstance(cause, BodyExceededMaxSize) and cause.args:
+        facts = Facts(most_bytes=cause.args[0])
     if isinstance(cause, SSL.Error):
         text = text_of_handshake(cause)
         reason = reason_of_handshake(text)

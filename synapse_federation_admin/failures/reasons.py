@@ -182,12 +182,12 @@ class Reason(Worded):
     )
 
     # The well-known file, and other answers.
-    BODY_TOO_LARGE = "the response is too large{most}"
+    BODY_TOO_LARGE = "the response is too large{most}: it is not read to its end"
     BODY_EMPTY = "the response is empty"
     ENDLESS = (
-        "the response has no end",
-        "Tell their admin: what answers there sends headers or an error page without "
-        "an end.",
+        "the server sends more than 256 KiB before any answer: it is not read on",
+        "Tell their admin: what answers there sends headers, or certificates, that are "
+        "far too long.",
     )
     NOT_JSON = "the response is not a valid JSON object{begins}"
     WEB_PAGE = (

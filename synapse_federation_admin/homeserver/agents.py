@@ -27,7 +27,7 @@ from zope.interface import implementer
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.attempt import Attempt
-from synapse_federation_admin.homeserver.errors import stumbled_in
+from synapse_federation_admin.homeserver.errors import BodyExceededMaxSize, stumbled_in
 from synapse_federation_admin.homeserver.features import NOT_AS_EXPECTED
 from synapse_federation_admin.homeserver.relay import Relay
 from synapse_federation_admin.homeserver.traffic import Watched, watch
@@ -70,6 +70,8 @@ class AttemptAgent:
         if wrong is not None and response.code >= _ERROR:
             # Of a path in it becomes one of the request, which nobody knows there.
             raise wrong
+        if attempt is not None:
+            response.deliverBody = partial(_deliver, attempt, response.deliverBody)  # type: ignore[method-assign]  # of this object alone
         response.phrase = _plain_text(response.phrase).encode()
         headers = response.headers.getRawHeaders(b"Content-Type")
         if headers is not None:
@@ -85,6 +87,21 @@ class AttemptAgent:
             error = self._attempt.explained(error)
         _make_plain(error)
         return failure if error is failure.value else Failure(error)
+
+
+def _deliver(
+    attempt: Attempt, deliver: Callable[[IProtocol], None], reader: IProtocol
+) -> None:
+    """Deliver a body; that it is cut off by this side is no fault of the other's."""
+    lost = reader.connectionLost
+
+    def connection_lost(reason: Failure) -> None:
+        if attempt.is_dropped:
+            reason = Failure(BodyExceededMaxSize(limits.CONNECTION_BYTES))
+        lost(reason)
+
+    reader.connectionLost = connection_lost  # type: ignore[method-assign]  # of this object alone
+    deliver(reader)
 
 
 def _make_plain(error: BaseException) -> None:

@@ -42,7 +42,7 @@ class BoundedReactor:
         """
         self._reactor = reactor
         self.max_lifetime_s = max_lifetime_s
-        # Whether more came in over a connection.
+        # Whether more came in over the newest connection.
         self.is_dropped = False
 
     def __getattr__(self, name: str) -> Any:
@@ -98,6 +98,7 @@ class _BoundedProtocol(ProtocolWrapper):
 
     def connectionMade(self) -> None:
         """Begin to count the time."""
+        self.factory.reactor.is_dropped = False
         max_lifetime_s = self.factory.reactor.max_lifetime_s
         assert max_lifetime_s is not None
         self._end = self.factory.reactor.callLater(max_lifetime_s, self._drop)

@@ -86,7 +86,7 @@ class Obstacle(Enum):
     CLOSED_IN_HANDSHAKE = "closed_in_handshake"
     LATE_HANDSHAKE = "late_handshake"
 
-    # The answer has no end. Synapse itself would read on.
+    # There is no answer yet in all that is read. Synapse itself would read on.
     NO_END = "no_end"
 
     # This host has no address of the only family that the host has.
