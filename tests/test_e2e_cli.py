@@ -190,7 +190,10 @@ def test_change(homeserver: Homeserver) -> None:
     assert "--ignore-unknown" in run(*some, status=2).stderr
     assert "Left out: 1" in run(*some, "--ignore-unknown").stderr
     run("flush-caches", up[0], "--reason", "moved")
-    assert up[0] in run("audit", "--action", "flush_caches").stdout
+    flushed = ("audit", "--action", "flush_caches")
+    assert up[0] in run(*flushed, "--since-ts", "2020-01-01").stdout
+    assert run(*flushed, "--until-ts", "2020-01-01 12:30").stdout == ""
+    assert "'2d' is neither" in run(*flushed, "--since-ts", "2d", status=2).stderr
     run("forget", down[1], status=2)
     assert "forgotten" in run("forget", down[1], "--yes").stdout
     assert down[1] not in run("list").stdout

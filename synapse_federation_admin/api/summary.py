@@ -73,8 +73,8 @@ class Summary(Answer):
     )
     failing_by_kind: dict[Kind, int] | None = Field(
         description="Failing destinations by the kind of the last failure of a real "
-        "request, those kinds that there are; `unknown` have not failed since the "
-        "module was installed. Null where the module's own tables cannot be read."
+        "request, those kinds that there are; `unknown` have no recorded cause. "
+        "Null where the module's own tables cannot be read."
     )
     failing_by_kind_and_age: dict[Kind, dict[FailureAge, int]] | None = Field(
         description="The same as a table: of each of those kinds, how many have been "

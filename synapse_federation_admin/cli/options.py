@@ -4,6 +4,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from datetime import datetime, timezone
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -31,6 +32,25 @@ PARAMETERS: Mapping[str, Sequence[Parameter]] = json.loads(
 which destinations, of lists, exports and runs. `docs/_made.py` writes the file."""
 
 
+class _Time(click.ParamType):  # type: ignore[type-arg]
+    """A time in ms since the epoch, or as `2026-11-27T14:30`, of UTC."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        if value.isascii() and value.isdigit():
+            return int(value)
+        try:
+            when = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(
+                f"{value!r} is neither ms nor a time such as 2026-11-27.", param, ctx
+            )
+        return int(when.replace(tzinfo=when.tzinfo or timezone.utc).timestamp() * 1000)
+
+
 def _option(parameter: Parameter) -> click.Option:
     name, schema = parameter["name"], parameter["schema"]
     known = schema.get("items", schema).get("enum", ())
@@ -44,6 +64,9 @@ def _option(parameter: Parameter) -> click.Option:
         most = schema["maximum"]
         numbers = click.IntRange(schema["minimum"], most if most < 2**53 else None)
         flags = {"type": numbers, "metavar": "NUMBER"}
+        if name.endswith("_ts"):
+            told += " Or a day or a time of UTC: `2026-11-27`, `2026-11-27T14:30`."
+            flags = {"type": _Time(), "metavar": "TIME"}
     else:
         flags = {"metavar": "DURATION" if name.startswith("failing_") else "TEXT"}
         if known:

@@ -12,7 +12,7 @@ _KINDS = {kind.value: kind for kind in FailureKind}
 
 CAUSES = {
     **{value: kind.headline for value, kind in _KINDS.items()},
-    UNKNOWN_KIND: "Not known: none has failed since the module was installed",
+    UNKNOWN_KIND: "Not known: no cause is recorded",
 }
 """What is told of each kind, in a few words."""
 

@@ -53,8 +53,7 @@ class Filter(Input):
     failure: list[WantedKind] = Field(
         default=[],
         description="Keep what is failing, and whose last real request failed with one "
-        "of these kinds; `unknown` stands for what has not failed since the module was "
-        "installed.",
+        "of these kinds; `unknown` stands for what fails and has no recorded cause.",
     )
 
     @property
