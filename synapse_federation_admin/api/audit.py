@@ -18,11 +18,7 @@ from synapse_federation_admin.api.schemas.model import (
     Text,
 )
 from synapse_federation_admin.api.schemas.values import Shown, shown
-from synapse_federation_admin.storage.values import (
-    AuditAction,
-    AuditEntry,
-    AuditFilter,
-)
+from synapse_federation_admin.storage.values import AuditAction, AuditEntry, AuditFilter
 
 Time = Annotated[int, Field(ge=0, le=MAX_INT)]
 

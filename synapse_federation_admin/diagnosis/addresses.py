@@ -27,12 +27,7 @@ from synapse_federation_admin.diagnosis.stages import Stage, StageName
 from synapse_federation_admin.diagnosis.way import Way, side_by_side
 from synapse_federation_admin.failures.bounds import bounded, word
 from synapse_federation_admin.failures.classify import failure_of
-from synapse_federation_admin.failures.kinds import (
-    Facts,
-    Failure,
-    FailureKind,
-    Reason,
-)
+from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.failures.second_look import dangling
 from synapse_federation_admin.homeserver.errors import ObstacleError
 from synapse_federation_admin.homeserver.server_name import ServerName, is_internal

@@ -41,12 +41,7 @@ from synapse_federation_admin.diagnosis.tls import (
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way, side_by_side
 from synapse_federation_admin.failures.bounds import bounded
 from synapse_federation_admin.failures.classify import failure_of
-from synapse_federation_admin.failures.kinds import (
-    Failure,
-    FailureKind,
-    Link,
-    Reason,
-)
+from synapse_federation_admin.failures.kinds import Failure, FailureKind, Link, Reason
 from synapse_federation_admin.failures.responses import reason_of_bytes
 from synapse_federation_admin.homeserver.attempt import Attempt
 from synapse_federation_admin.homeserver.server_name import ServerName

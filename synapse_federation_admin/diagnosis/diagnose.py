@@ -64,9 +64,7 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import DIAGNOSES
 from synapse_federation_admin.homeserver.newest import keep_newest
 from synapse_federation_admin.homeserver.outbound import Outbound, delegation_to
-from synapse_federation_admin.homeserver.server_name import (
-    ServerName,
-)
+from synapse_federation_admin.homeserver.server_name import ServerName
 
 T = TypeVar("T")
 

@@ -17,10 +17,7 @@ from synapse_federation_admin.diagnosis.stages import Stage, StageName
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.failures.situation import LastRequest
 from synapse_federation_admin.homeserver.process import stored_instance
-from synapse_federation_admin.storage.instances import (
-    REACTOR_LATE_MS,
-    InstanceState,
-)
+from synapse_federation_admin.storage.instances import REACTOR_LATE_MS, InstanceState
 from synapse_federation_admin.storage.records import RecordedFailure
 
 # Behind by so long, events are late; or it does not get on. One that keeps up takes

@@ -24,10 +24,7 @@ from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.homeserver.errors import RequestSendFailed
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.newest import keep_newest
-from synapse_federation_admin.homeserver.server_name import (
-    ServerName,
-    is_server_name,
-)
+from synapse_federation_admin.homeserver.server_name import ServerName, is_server_name
 
 PATH = "/.well-known/matrix/support"
 

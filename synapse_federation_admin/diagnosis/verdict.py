@@ -22,14 +22,8 @@ from synapse_federation_admin.diagnosis.findings import (
     StageOutcome,
     StoredFindings,
 )
-from synapse_federation_admin.diagnosis.resolution import (
-    WellKnownFindings,
-)
-from synapse_federation_admin.diagnosis.stages import (
-    Stage,
-    StageName,
-    Stages,
-)
+from synapse_federation_admin.diagnosis.resolution import WellKnownFindings
+from synapse_federation_admin.diagnosis.stages import Stage, StageName, Stages
 from synapse_federation_admin.failures.kinds import (
     NOBODY_THERE,
     Facts,

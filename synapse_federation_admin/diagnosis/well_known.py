@@ -29,16 +29,9 @@ from synapse_federation_admin.diagnosis.resolution import (
 )
 from synapse_federation_admin.diagnosis.stages import SkipReason, Stage, StageName
 from synapse_federation_admin.diagnosis.way import TimeIsOver, Way
-from synapse_federation_admin.failures.bounds import (
-    bounded,
-    word,
-)
+from synapse_federation_admin.failures.bounds import bounded, word
 from synapse_federation_admin.failures.classify import failure_of
-from synapse_federation_admin.failures.files import (
-    place_of,
-    read_file,
-    why_no_file,
-)
+from synapse_federation_admin.failures.files import place_of, read_file, why_no_file
 from synapse_federation_admin.failures.kinds import (
     TLS_KINDS,
     Facts,

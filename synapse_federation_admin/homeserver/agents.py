@@ -9,12 +9,8 @@ from typing import Any
 
 import attr
 from synapse.http.client import BlocklistingAgentWrapper
-from synapse.http.federation.matrix_federation_agent import (
-    MatrixFederationAgent,
-)
-from synapse.http.federation.well_known_resolver import (
-    WellKnownResolver,
-)
+from synapse.http.federation.matrix_federation_agent import MatrixFederationAgent
+from synapse.http.federation.well_known_resolver import WellKnownResolver
 from synapse.logging.context import PreserveLoggingContext, current_context
 from synapse.module_api import run_in_background
 from twisted.internet.defer import CancelledError, Deferred

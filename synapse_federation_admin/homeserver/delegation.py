@@ -30,10 +30,7 @@ from synapse_federation_admin.homeserver.errors import (
     host_in,
     innermost,
 )
-from synapse_federation_admin.homeserver.lookups import (
-    Answers,
-    LookUps,
-)
+from synapse_federation_admin.homeserver.lookups import Answers, LookUps
 from synapse_federation_admin.homeserver.newest import keep_newest
 from synapse_federation_admin.homeserver.server_name import is_server_name
 

@@ -37,13 +37,8 @@ from synapse_federation_admin.homeserver.delegation import (
     ContactSrvResolver,
     ContactWellKnownResolver,
 )
-from synapse_federation_admin.homeserver.errors import (
-    RequestSendFailed,
-)
-from synapse_federation_admin.homeserver.lookups import (
-    LookUps,
-    SynapseLookUps,
-)
+from synapse_federation_admin.homeserver.errors import RequestSendFailed
+from synapse_federation_admin.homeserver.lookups import LookUps, SynapseLookUps
 from synapse_federation_admin.homeserver.process import outbound_instances
 from synapse_federation_admin.homeserver.relay import Relay
 from synapse_federation_admin.homeserver.tls_policy import ContactPolicy
