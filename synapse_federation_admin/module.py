@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from synapse_federation_admin.api import Services
     from synapse_federation_admin.destinations.senders import Sender
     from synapse_federation_admin.destinations.summary import FailureAge
-    from synapse_federation_admin.diagnosis.stored import Recorded
     from synapse_federation_admin.homeserver.responses import PagesResource
-    from synapse_federation_admin.storage.records import RecordedFailure
+    from synapse_federation_admin.storage.records import Recorded, RecordedFailure
 
 Start = Callable[[], object]
 
@@ -269,20 +268,14 @@ def _wire_flush_caches(s: "Services") -> None:
 
 def _wire_diagnosis(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.diagnosis.diagnose import Diagnoses
-    from synapse_federation_admin.diagnosis.stored import Recorded
     from synapse_federation_admin.diagnosis.support import SupportFiles
     from synapse_federation_admin.history.store import if_readable
 
     async def recorded(destination: str) -> "Recorded | None":
         """Return what was recorded; None while nothing is, or it cannot be read."""
-
-        async def read() -> Recorded:
-            # What waits to be written is told, too.
-            await if_readable(s.recorder.write)
-            failures = (await s.history.failures([destination])).get(destination, [])
-            return Recorded.of(failures, await s.history.last_success_ts(destination))
-
-        return await if_readable(read)
+        # What waits to be written is told, too.
+        await if_readable(lambda: s.recorder.write())
+        return await if_readable(lambda: s.history.recorded(destination))
 
     async def others_untrusted(destination: str, issuer: str) -> int:
         async def count() -> int:

@@ -44,7 +44,7 @@ from synapse_federation_admin.diagnosis.stages import (
     StageName,
     Stages,
 )
-from synapse_federation_admin.diagnosis.stored import Recorded, check_stored
+from synapse_federation_admin.diagnosis.stored import check_stored
 from synapse_federation_admin.diagnosis.tls import problems_of
 from synapse_federation_admin.diagnosis.well_known import Fetched, conclude
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
@@ -52,7 +52,7 @@ from synapse_federation_admin.failures.situation import LastRequest
 from synapse_federation_admin.homeserver.errors import UntrustedCertificateError
 from synapse_federation_admin.homeserver.server_name import ServerName
 from synapse_federation_admin.playground.events import Identity
-from synapse_federation_admin.storage.records import RecordedFailure
+from synapse_federation_admin.storage.records import Recorded, RecordedFailure
 
 pytestmark = pytest.mark.one_synapse
 
@@ -369,7 +369,7 @@ def recorded(failed_ts: int | None, success_ts: int | None) -> Recorded:
         for ts in (failed_ts, 1)
         if ts is not None
     ]
-    return Recorded.of(failures if failed_ts else [], success_ts)
+    return Recorded(failures if failed_ts else [], success_ts)
 
 
 ONLINE = Destination(NAME, None, None, None, 1)

@@ -16,6 +16,7 @@ from synapse_federation_admin.diagnosis.tell import (
 )
 from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.homeserver.features import Feature
+from synapse_federation_admin.storage.records import Recorded
 
 
 class Message(Answer):
@@ -55,9 +56,8 @@ async def tell(asked: Asked, _: Nothing, destination: str) -> JsonDict:
     """
     services, homeserver = asked.services, asked.services.homeserver
     row = await require_known(services, destination)
-    failures = await if_readable(lambda: services.history.failures([destination]))
-    last_success_ts = await if_readable(
-        lambda: services.history.last_success_ts(destination)
+    recorded = (
+        await if_readable(lambda: services.history.recorded(destination)) or Recorded()
     )
     diagnosis = None
     if services.features.is_on(Feature.DIAGNOSIS):
@@ -69,8 +69,8 @@ async def tell(asked: Asked, _: Nothing, destination: str) -> JsonDict:
             homeserver.server_name,
             row,
             homeserver.now_ms(),
-            last_success_ts=last_success_ts,
-            failures=(failures or {}).get(destination, [])[: limits.TOLD_FAILURES],
+            last_success_ts=recorded.success_ts,
+            failures=recorded.failures[: limits.TOLD_FAILURES],
             diagnosis=diagnosis,
         ),
         "diagnosed_ts": diagnosis.checked_ts if diagnosis else None,

@@ -25,6 +25,7 @@ from synapse_federation_admin.destinations.values import Destination, Position
 from synapse_federation_admin.destinations.waiting import WaitingList
 from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.homeserver.features import Feature
+from synapse_federation_admin.storage.records import Recorded
 
 
 @operation(DestinationsQuery, DestinationsPage)
@@ -146,10 +147,8 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
         unsendable = 0
         if backlog.rooms:
             unsendable = await services.backlog.unsendable(destination)
-    read = await if_readable(lambda: services.history.failures([destination]))
-    failures = (read or {}).get(destination, [])
-    last_success_ts = await if_readable(
-        lambda: services.history.last_success_ts(destination)
+    recorded = (
+        await if_readable(lambda: services.history.recorded(destination)) or Recorded()
     )
     if is_on(Feature.SHARED_ROOMS):
         shared = await services.shared_rooms.of(destination)
@@ -166,10 +165,10 @@ async def get_destination(asked: Asked, _: Nothing, destination: str) -> JsonDic
         "backlog": shown(backlog),
         "unsendable": unsendable,
         "never_delivered": backlog and backlog.never_delivered(unsendable or 0),
-        "last_failure": shown(failures[0]) if failures else None,
+        "last_failure": shown(recorded.failure),
         "availability": shown(availability[destination]) if availability else None,
-        "failures": shown(failures),
-        "last_success_ts": last_success_ts,
+        "failures": shown(recorded.failures),
+        "last_success_ts": recorded.success_ts,
         "shared_rooms": shared.rooms if shared else None,
         "local_users": shared.local_users if shared else None,
         "sender": shown(sender),
@@ -204,9 +203,8 @@ async def require_known(services: Services, destination: str) -> Destination:
     row = await services.destinations.get(destination)
     if row is not None:
         return row
-    failures = await if_readable(lambda: services.history.failures([destination]))
-    last_ts = await if_readable(lambda: services.history.last_success_ts(destination))
-    is_known = bool(failures or last_ts)
+    recorded = await if_readable(lambda: services.history.recorded(destination))
+    is_known = bool(recorded and (recorded.failures or recorded.success_ts))
     if not is_known and services.features.is_on(Feature.BACKLOG):
         is_known = not (await services.backlog.of([destination]))[destination].is_empty
     if not is_known and services.features.is_on(Feature.SHARED_ROOMS):

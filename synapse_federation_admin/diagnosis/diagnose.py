@@ -40,7 +40,6 @@ from synapse_federation_admin.diagnosis.stages import (
     Stages,
 )
 from synapse_federation_admin.diagnosis.stored import (
-    Recorded,
     check_sender,
     check_stored,
 )
@@ -65,6 +64,7 @@ from synapse_federation_admin.homeserver.metrics import DIAGNOSES
 from synapse_federation_admin.homeserver.newest import keep_newest
 from synapse_federation_admin.homeserver.outbound import Outbound, delegation_to
 from synapse_federation_admin.homeserver.server_name import ServerName
+from synapse_federation_admin.storage.records import Recorded
 
 T = TypeVar("T")
 

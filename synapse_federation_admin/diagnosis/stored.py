@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages `stored` and `sender`: what is known here of a server, and who sends."""
 
-from collections.abc import Sequence
-
-import attr
-
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.values import Destination
@@ -18,7 +14,7 @@ from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind,
 from synapse_federation_admin.failures.situation import LastRequest
 from synapse_federation_admin.homeserver.process import stored_instance
 from synapse_federation_admin.storage.instances import REACTOR_LATE_MS, InstanceState
-from synapse_federation_admin.storage.records import RecordedFailure
+from synapse_federation_admin.storage.records import Recorded
 
 # Behind by so long, events are late; or it does not get on. One that keeps up takes
 # less, and one that hangs is known as gone only after a minute.
@@ -29,30 +25,6 @@ _DOWN = {
     InstanceState.NOBODY: Reason.NOBODY_SENDS,
     InstanceState.NEVER_SEEN: Reason.SENDER_NEVER_SEEN,
 }
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Recorded:
-    """What is recorded of real requests to a server.
-
-    Attributes:
-        failure: The last failure; None if there is none.
-        success_ts: When one last succeeded; None if none has.
-        refused_bytes: How large a request was that was too large, if none as large was
-            accepted since; else None.
-    """
-
-    failure: RecordedFailure | None = None
-    success_ts: int | None = None
-    refused_bytes: int | None = None
-
-    @classmethod
-    def of(
-        cls, failures: Sequence[RecordedFailure], success_ts: int | None
-    ) -> "Recorded":
-        """Return the last of some failures, the last of them first, and a success."""
-        refused = filter(None, (failure.refused_bytes for failure in failures))
-        return cls(next(iter(failures), None), success_ts, next(refused, None))
 
 
 def check_stored(

@@ -22,7 +22,7 @@ from synapse_federation_admin.homeserver.features import FeatureOffError
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import outages, recent_attempts, records
 from synapse_federation_admin.storage.outages import Outage, Span
-from synapse_federation_admin.storage.records import RecordedFailure
+from synapse_federation_admin.storage.records import Recorded, RecordedFailure
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import AHEAD_MS, can_be_stored, in_pieces
 
@@ -226,9 +226,11 @@ class HistoryStore:
         upto_ts = self._homeserver.now_ms() + AHEAD_MS
         return {name: ts for name, ts in found.items() if ts <= upto_ts}
 
-    async def last_success_ts(self, destination: str) -> int | None:
-        """Return it of one; None if none is recorded."""
-        return (await self.last_successes([destination])).get(destination)
+    async def recorded(self, destination: str) -> Recorded:
+        """Return what is recorded of real requests to one destination."""
+        failures = (await self.failures([destination])).get(destination, ())
+        successes = await self.last_successes([destination])
+        return Recorded(failures, successes.get(destination))
 
     async def outages(
         self, destination: str, before_ts: int | None, limit: int

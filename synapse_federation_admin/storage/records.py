@@ -102,6 +102,33 @@ class RecordedFailure:
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
+class Recorded:
+    """What is recorded of real requests to a server.
+
+    Attributes:
+        failures: Why requests failed: of each kind the last, the last of all first.
+        success_ts: When one last succeeded; None if none has.
+    """
+
+    failures: Sequence[RecordedFailure] = ()
+    success_ts: int | None = None
+
+    @property
+    def failure(self) -> RecordedFailure | None:
+        """The last failure; None if there is none."""
+        return next(iter(self.failures), None)
+
+    @property
+    def refused_bytes(self) -> int | None:
+        """How large a request was that was too large; None if there is none.
+
+        Nor is there if one as large was accepted since.
+        """
+        refused = (failure.refused_bytes for failure in self.failures)
+        return next(filter(None, refused), None)
+
+
+@attr.s(slots=True, frozen=True, auto_attribs=True)
 class RecordedSuccess:
     """When a destination answered well.
 
