@@ -4,7 +4,6 @@
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import partial
 from typing import Any
 
 import attr
@@ -14,7 +13,7 @@ from synapse.http.federation.well_known_resolver import WellKnownResolver
 from synapse.logging.context import PreserveLoggingContext, current_context
 from synapse.module_api import run_in_background
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent
 from twisted.web.http_headers import Headers
@@ -253,31 +252,18 @@ def _log_bug(stopped: Failure) -> None:
     )
 
 
-@implementer(IStreamClientEndpoint)
-class _LateEndpoint:
-    """An endpoint that is made when it has to connect: most connections are there."""
-
-    def __init__(self, made: Callable[[], IStreamClientEndpoint]) -> None:
-        self.made = made
-
-    def connect(self, *args: Any) -> "Deferred[IProtocol]":
-        """Connect: see `twisted.internet.interfaces.IStreamClientEndpoint`."""
-        return self.made().connect(*args)
-
-
 @implementer(IAgentEndpointFactory)
-class LateEndpoints:
-    """Makes endpoints that are made when they have to connect."""
+class AttemptEndpoints:
+    """Makes endpoints that tell the current attempt what they meet."""
 
     def __init__(
         self, made_for: Callable[[Attempt, URI], IStreamClientEndpoint]
     ) -> None:
         self._made_for = made_for
 
-    def endpointForURI(self, uri: URI) -> _LateEndpoint:
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         """Return what connects: see `twisted.web.iweb.IAgentEndpointFactory`."""
-        # Whoever has it connect may not be within the request any more.
-        return _LateEndpoint(partial(self._made_for, current_attempt.get(), uri))
+        return self._made_for(current_attempt.get(), uri)
 
 
 class ObservedDirectAgent(MatrixFederationAgent):
@@ -290,7 +276,7 @@ class ObservedDirectAgent(MatrixFederationAgent):
         self,
         direct: MatrixFederationAgent,
         well_known_resolver: WellKnownResolver,
-        endpoints: LateEndpoints,
+        endpoints: AttemptEndpoints,
     ) -> None:
         # Whatever else a later release needs to make a request.
         vars(self).update(vars(direct))

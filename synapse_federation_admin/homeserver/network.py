@@ -24,7 +24,7 @@ from twisted.web.iweb import IAgent, IResponse
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.agents import (
     AttemptAgent,
-    LateEndpoints,
+    AttemptEndpoints,
     ObservedAgent,
     ObservedDirectAgent,
     current_attempt,
@@ -222,7 +222,7 @@ class Network:
         self._blocklisted(self._web_agent(attempt, direct._pool))
         observed = self._blocklisted(
             ObservedDirectAgent(
-                direct, well_known_resolver, LateEndpoints(endpoint_for)
+                direct, well_known_resolver, AttemptEndpoints(endpoint_for)
             )
         )
         client.agent = ObservedAgent(

@@ -157,14 +157,9 @@ def _take_failed(args: _Told) -> None:
     observer.failed(str(destination), met, watched.size_bytes)
 
 
-def _take_recovered(args: _Told) -> None:
+def _take_recovered(args: _Told, *, has_answered: bool) -> None:
     if observer := _of_this_request(_observers):
-        observer.recovered(str(args[0]), has_answered=True)
-
-
-def _take_marked_up(args: _Told) -> None:
-    if observer := _of_this_request(_observers):
-        observer.recovered(str(args[0]), has_answered=False)
+        observer.recovered(str(args[0]), has_answered=has_answered)
 
 
 def _take_answered(args: _Told) -> None:
@@ -178,8 +173,8 @@ def _take_answered(args: _Told) -> None:
 
 _TAKEN_BY: dict[str, Callable[[_Told], None]] = {
     FAILED: _take_failed,
-    RECOVERED: _take_recovered,
-    MARKED_UP: _take_marked_up,
+    RECOVERED: partial(_take_recovered, has_answered=True),
+    MARKED_UP: partial(_take_recovered, has_answered=False),
     ANSWERED: _take_answered,
 }
 
