@@ -4,6 +4,7 @@
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import attr
@@ -13,7 +14,7 @@ from synapse.http.federation.well_known_resolver import WellKnownResolver
 from synapse.logging.context import PreserveLoggingContext, current_context
 from synapse.module_api import run_in_background
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent
 from twisted.web.http_headers import Headers
