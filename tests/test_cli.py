@@ -206,7 +206,7 @@ def test_since_when(answers: dict[str, Any]) -> None:
     answers["/destinations/a.example"] |= stuck
     told = run("show", "a.example").stdout
     assert "Rooms that wait     2, the oldest for at least 1 h" in told
-    assert "May never arrive    2 rooms: nothing was ever delivered" in told
+    assert "May never arrive    2 rooms: no event was ever delivered" in told
     assert "Can never be sent   1 room: the event is in the database no more" in told
     assert unanswered in told
     answers["/destinations/a.example"]["last_success_ts"] = 3

@@ -509,7 +509,7 @@ class NotesTestCase(StoryTestCase):
 
 @pytest.mark.database
 class NeverDeliveredTestCase(StoryTestCase):
-    """Where nothing was ever delivered, Synapse may send nothing by itself."""
+    """Where no event was ever delivered, Synapse may send nothing by itself."""
 
     def setUp(self) -> None:
         super().setUp()

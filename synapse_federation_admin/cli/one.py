@@ -135,7 +135,7 @@ def _facts(server: Json) -> Iterator[tuple[RenderableType, ...]]:
         yield "Device changes", count(backlog.get("device_list_updates", 0))
         if never := server.get("never_delivered"):
             why = (
-                "rooms: nothing was ever delivered to it, so Synapse does not catch up"
+                "rooms: no event was ever delivered to it, so Synapse does not catch up"
             )
             yield "May never arrive", f"{count(never)} {why}"
         if gone := server.get("unsendable"):

@@ -92,7 +92,7 @@ def waiting_rows(summary: Json) -> Iterator[tuple[RenderableType, ...]]:
         (
             "Never sent by itself",
             backlog.get("rooms_never_caught_up"),
-            "rooms; nothing was delivered to these servers yet",
+            "rooms; no event was delivered to these servers yet",
         ),
         ("Not yet queued", summary.get("not_yet_queued"), "events of ours"),
         (

@@ -111,7 +111,7 @@ class Backlog:
 
     @property
     def catch_up(self) -> CatchUp:
-        """`impossible`: nothing was delivered yet, and Synapse sends none by itself."""
+        """`impossible`: no event was delivered yet; Synapse sends none by itself."""
         return CatchUp.POSSIBLE if self.can_catch_up else CatchUp.IMPOSSIBLE
 
     def never_delivered(self, unsendable: int) -> int:
@@ -134,7 +134,7 @@ class Waiting:
         to_device: The stream ID of the first to-device message; None if none waits.
         device_lists: That of the first change of a device; None if none waits.
         perhaps: Whether events wait that only a sender sends that has them in memory:
-            nothing was ever delivered.
+            no event was ever delivered.
     """
 
     delivered: int | None = None

@@ -39,7 +39,7 @@ class DestinationStatus(Enum):
     # Not failing, and something has been delivered.
     ONLINE = "online"
 
-    # Not failing, and nothing has been delivered yet.
+    # Not failing, and no event has been delivered yet.
     UNKNOWN = "unknown"
 
     # Failing, and its next retry lies in the future.
@@ -67,7 +67,7 @@ class Destination(NamedTuple):
     # When the present run of failures began. None: it is not failing.
     failure_ts: int | None
 
-    # Up to which event of ours it has everything. None: nothing delivered yet.
+    # Up to which event of ours it has everything. None: no event was yet.
     last_successful_stream_ordering: int | None
 
     @property

@@ -42,7 +42,7 @@ OUTCOMES = {
     "forced": ("warn", "forced, without an answer"),
     "internal": ("bad", "a fault of this side"),
     "reset": ("good", "reset"),
-    "no_longer_failing": ("good", "had recovered before"),
+    "no_longer_failing": ("good", "was not failing any more"),
     "skipped": ("muted", "left out"),
     "forgotten": ("good", "forgotten"),
     "capped": ("good", "shortened"),

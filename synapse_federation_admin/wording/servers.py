@@ -10,7 +10,7 @@ from synapse_federation_admin.wording.amounts import counted
 STATUSES = {
     "invalid": ("bad", "no server name"),
     "online": ("good", "not failing"),
-    "unknown": ("muted", "nothing sent yet"),
+    "unknown": ("muted", "no event delivered yet"),
 }
 """What is told of each status of what is not failing: its look, and a word."""
 

@@ -169,7 +169,7 @@ class Destination(V1Destination):
     status: DestinationStatus = Field(
         description="`invalid`: it bears no server name, so that nothing can ever be "
         "delivered to it, whether it is failing or not; `online`: not failing, and "
-        "something has been delivered to it; `unknown`: not failing, and nothing has "
+        "something has been delivered to it; `unknown`: not failing, and no event has "
         "been delivered to it yet; `backing_off`: failing, and Synapse waits until "
         "`next_retry_ts`; `retry_due`: failing, the time of the next retry has come, "
         "and Synapse tries when there is something to send."
@@ -244,7 +244,7 @@ class DestinationDetail(RecordedDestination):
         "and has nothing to send. Null as `backlog`."
     )
     never_delivered: int | None = Field(
-        description="The others of `backlog.rooms` where nothing was ever delivered "
+        description="The others of `backlog.rooms` where no event was ever delivered "
         "to it: Synapse does not catch up on them, not even once it answers. It sends "
         "only what its sender still has in memory. 0 where something was delivered; "
         "null as `backlog`."

@@ -78,7 +78,7 @@ class V1Destination(Answer):
         description="Since when it has been failing; null if it is not."
     )
     last_successful_stream_ordering: int | None = Field(
-        description="Up to which event it has everything; null if nothing was "
+        description="Up to which event it has everything; null if no event was "
         "delivered to it yet."
     )
 
