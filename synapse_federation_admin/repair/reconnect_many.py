@@ -103,19 +103,7 @@ class ReconnectMany(Action):
     async def work(self, job: Job) -> None:
         """Contact what is in the queue; see `Action.work`."""
         homeserver = self._homeserver
-        per_second = float(str(job.run.options["per_second"]))
-        most = min(limits.CONTACTS_OF_A_RUN, homeserver.most_files // 4)
-        await _Contacts(
-            homeserver,
-            self._destinations,
-            self._audit,
-            self._wake,
-            self._follow_up,
-            job,
-            per_second,
-            int(str(job.run.options["timeout_ms"])),
-            Pace(per_second, most),
-        ).work()
+        await _Contacts(self, homeserver, job).work()
         # What waits for the last of them is being sent.
         for _ in range(_LOOKS_AT_THE_END):
             if not await persist(homeserver, job.look) or not await persist(
@@ -124,33 +112,113 @@ class ReconnectMany(Action):
                 return
             await homeserver.sleep_ms(int(_LOOK_EVERY_S * 1000))
 
+    async def without_contact(self, queued: Sequence[Queued]) -> list[RunResult]:
+        """Return the results of those that are not contacted."""
+        rows = await self._destinations.get_many([one.destination for one in queued])
+        results = []
+        for one in queued:
+            row = rows.get(one.destination)
+            if row is None:
+                outcome, note = LeftOut.SKIPPED, "Synapse has no row for it any more"
+            elif one.was_failing and not row.is_failing:
+                outcome, note = LeftOut.NO_LONGER_FAILING, ""
+            elif failure := why_not_contacted(self._homeserver, one.destination):
+                outcome, note = LeftOut.SKIPPED, message_of(failure)
+            else:
+                continue
+            now_ts = self._homeserver.now_ms()
+            details = {"note": note} if note else {}
+            results.append(
+                RunResult(one.destination, outcome.value, now_ts, now_ts, details)
+            )
+        return results
 
-@attr.s(slots=True, auto_attribs=True)
+    async def record(self, job: Job, results: Sequence[RunResult]) -> bool:
+        """Write the results of contacts, and wake; return whether the run goes on."""
+        connected = _connected(results)
+        clear = partial(
+            self._clear_txn, connected, await self._follow_up.unsent(connected)
+        )
+        alive = await persist(self._homeserver, lambda: job.record(results, clear))
+        if alive and connected:
+            await self._wake.everywhere(connected)
+            self._follow_up.begin()
+        return alive
+
+    def _clear_txn(
+        self,
+        names: Sequence[str],
+        unsent: Collection[str],
+        txn: LoggingTransaction,
+        results: Sequence[RunResult],
+    ) -> Sequence[RunResult]:
+        """Clear the retry timings of destinations that have answered.
+
+        Where something waits for one, it is not known yet what comes of that.
+
+        Args:
+            names: Those.
+            unsent: Those of them to whom it is known that nothing leaves.
+            txn: The transaction.
+            results: Those of all that are recorded.
+        """
+        if not names:
+            return results
+        wanted = any_of("destination", names)
+        txn.execute(
+            "SELECT destination, failure_ts FROM destinations "  # noqa: S608
+            f"WHERE {wanted.text} AND {FAILING} ORDER BY destination",
+            wanted.args,
+        )
+        since = dict(txn.fetchall())
+        waiting = waiting_txn(txn, names)
+        for name in since:
+            self._homeserver.retry_timings.clear_txn(txn, name)
+        works = [n for n in names if waiting[n].is_nothing and n not in unsent]
+        self._audit.works_txn(txn, works)
+
+        def seen_through(result: RunResult) -> RunResult:
+            name = result.destination
+            if name not in waiting or name in works:
+                return result
+            if waiting[name].is_nothing:
+                return attr.evolve(result, outcome=ReconnectOutcome.NOT_SENT.value)
+            details = self._follow_up.details_of(since.get(name), waiting[name])
+            return attr.evolve(
+                result,
+                outcome=ReconnectOutcome.PENDING.value,
+                details={**result.details, **details},
+            )
+
+        return [seen_through(result) for result in results]
+
+
 class _Contacts:
     """Contacts what is in the queue of a run, as long as it is this process's.
 
     At a pace, many at once, and not too many.
     """
 
-    _homeserver: Homeserver
-    _destinations: DestinationStore
-    _audit: Audit
-    _wake: Wake
-    _follow_up: FollowUp
-    _job: Job
-    _per_second: float
-    _timeout_ms: int
-    _pace: Pace
-    # What has been read of the queue, and up to where.
-    _ahead: deque[str] = attr.Factory(deque)
-    _position: tuple[int, str] | None = None
-    _has_more: bool = True
-    _in_flight: int = 0
-    # Whether the run says that it waits.
-    _is_waiting: bool = False
-    _ended: deque[RunResult] = attr.Factory(deque)
-    # What has kept a contact from having a result.
-    _error: Exception | None = None
+    def __init__(
+        self, reconnect: ReconnectMany, homeserver: Homeserver, job: Job
+    ) -> None:
+        self._reconnect = reconnect
+        self._homeserver = homeserver
+        self._job = job
+        self._per_second = float(str(job.run.options["per_second"]))
+        self._timeout_ms = int(str(job.run.options["timeout_ms"]))
+        most = min(limits.CONTACTS_OF_A_RUN, homeserver.most_files // 4)
+        self._pace = Pace(self._per_second, most)
+        # What has been read of the queue, and up to where.
+        self._ahead: deque[str] = deque()
+        self._position: tuple[int, str] | None = None
+        self._has_more = True
+        self._in_flight = 0
+        # Whether the run says that it waits.
+        self._is_waiting = False
+        self._ended: deque[RunResult] = deque()
+        # What has kept a contact from having a result.
+        self._error: Exception | None = None
 
     async def work(self) -> None:
         """Do what is in the queue, once."""
@@ -201,7 +269,7 @@ class _Contacts:
                 self._homeserver, lambda: self._job.next(self._position, most)
             )
             results = await persist(
-                self._homeserver, lambda: self._without_contact(queued)
+                self._homeserver, lambda: self._reconnect.without_contact(queued)
             )
             without_contact = {result.destination for result in results}
             self._ended.extend(results)
@@ -247,38 +315,7 @@ class _Contacts:
             await persist(self._homeserver, lambda: self._job.say(None))
             self._is_waiting = False
         results = [self._ended.popleft() for _ in range(some)]
-        connected = _connected(results)
-        clear = partial(
-            self._clear_txn, connected, await self._follow_up.unsent(connected)
-        )
-        alive = await persist(
-            self._homeserver, lambda: self._job.record(results, clear)
-        )
-        if alive and connected:
-            await self._wake.everywhere(connected)
-            self._follow_up.begin()
-        return alive
-
-    async def _without_contact(self, queued: Sequence[Queued]) -> list[RunResult]:
-        """Return the results of those that are not contacted."""
-        rows = await self._destinations.get_many([one.destination for one in queued])
-        results = []
-        for one in queued:
-            row = rows.get(one.destination)
-            if row is None:
-                outcome, note = LeftOut.SKIPPED, "Synapse has no row for it any more"
-            elif one.was_failing and not row.is_failing:
-                outcome, note = LeftOut.NO_LONGER_FAILING, ""
-            elif failure := why_not_contacted(self._homeserver, one.destination):
-                outcome, note = LeftOut.SKIPPED, message_of(failure)
-            else:
-                continue
-            now_ts = self._homeserver.now_ms()
-            details = {"note": note} if note else {}
-            results.append(
-                RunResult(one.destination, outcome.value, now_ts, now_ts, details)
-            )
-        return results
+        return await self._reconnect.record(self._job, results)
 
     async def _contact(self, name: str) -> RunResult | None:
         """Contact one; return None if this process has nothing left for it."""
@@ -296,53 +333,6 @@ class _Contacts:
             kind=failure.kind.value if failure else "",
             message=message_of(failure) if failure else "",
         )
-
-    def _clear_txn(
-        self,
-        names: Sequence[str],
-        unsent: Collection[str],
-        txn: LoggingTransaction,
-        results: Sequence[RunResult],
-    ) -> Sequence[RunResult]:
-        """Clear the retry timings of destinations that have answered.
-
-        Where something waits for one, it is not known yet what comes of that.
-
-        Args:
-            names: Those.
-            unsent: Those of them to whom it is known that nothing leaves.
-            txn: The transaction.
-            results: Those of all that are recorded.
-        """
-        if not names:
-            return results
-        wanted = any_of("destination", names)
-        txn.execute(
-            "SELECT destination, failure_ts FROM destinations "  # noqa: S608
-            f"WHERE {wanted.text} AND {FAILING} ORDER BY destination",
-            wanted.args,
-        )
-        since = dict(txn.fetchall())
-        waiting = waiting_txn(txn, names)
-        for name in since:
-            self._homeserver.retry_timings.clear_txn(txn, name)
-        works = [n for n in names if waiting[n].is_nothing and n not in unsent]
-        self._audit.works_txn(txn, works)
-
-        def seen_through(result: RunResult) -> RunResult:
-            name = result.destination
-            if name not in waiting or name in works:
-                return result
-            if waiting[name].is_nothing:
-                return attr.evolve(result, outcome=ReconnectOutcome.NOT_SENT.value)
-            details = self._follow_up.details_of(since.get(name), waiting[name])
-            return attr.evolve(
-                result,
-                outcome=ReconnectOutcome.PENDING.value,
-                details={**result.details, **details},
-            )
-
-        return [seen_through(result) for result in results]
 
     def _now_s(self) -> float:
         return self._homeserver.reactor.seconds()
