@@ -179,7 +179,7 @@ async def forget(asked: Asked, body: ForgetBody, destination: str) -> JsonDict:
     )
     if found.refused and not body.dry_run:
         raise SynapseError(
-            HTTPStatus.CONFLICT if found.changed else HTTPStatus.BAD_REQUEST,
+            HTTPStatus.BAD_REQUEST if found.shared_rooms else HTTPStatus.CONFLICT,
             found.refused,
             Codes.UNKNOWN,
             additional_fields={
@@ -190,7 +190,7 @@ async def forget(asked: Asked, body: ForgetBody, destination: str) -> JsonDict:
         )
     return {
         "dry_run": body.dry_run,
-        "forgotten": found.forgotten,
+        "forgotten": not body.dry_run,
         "destination": render_row(services.homeserver, found.destination),
         **shown_loss(found.loss),
         "shared_rooms": found.shared_rooms,
@@ -257,7 +257,7 @@ async def forget_many(asked: Asked, body: ForgetManyBody) -> JsonDict:
     return {
         **ignored,
         "dry_run": True,
-        "matched": found.matched,
+        "matched": found.forgotten + found.refused,
         "forgotten": found.forgotten,
         "refused": found.refused,
         **shown_loss(found.loss),

@@ -21,7 +21,6 @@ from synapse_federation_admin.api import Services
 from synapse_federation_admin.console import ROUTES, Route
 from synapse_federation_admin.console.cookie import Session
 from synapse_federation_admin.console.desk import Desk, is_of_here, use_token
-from synapse_federation_admin.console.errors import error_page
 from synapse_federation_admin.console.pages.session import ask_to_sign_in, page_of
 from synapse_federation_admin.console.render import Renderer, url
 from synapse_federation_admin.console.visit import (
@@ -31,6 +30,7 @@ from synapse_federation_admin.console.visit import (
     See,
     Values,
     Visit,
+    error_page,
 )
 from synapse_federation_admin.homeserver.admin_resource import CONSOLE_PATH
 from synapse_federation_admin.homeserver.features import Feature

@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a page is called with, and what it gives back."""
+"""What a page is called with, and what it gives back; and the page for an error."""
 
+import logging
 import secrets
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, TypeAlias
 
 import attr
 from synapse.module_api import Requester, SynapseRequest
+from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.api import ROUTES, Services
 from synapse_federation_admin.api._base import Asked
-from synapse_federation_admin.console.cookie import Session
+from synapse_federation_admin.console.cookie import Origin, Session
 from synapse_federation_admin.console.desk import Desk
 from synapse_federation_admin.homeserver.features import FeatureOffError
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.newest import keep_newest
+
+logger = logging.getLogger(__name__)
 
 # Parameters by name; a list where one is repeated.
 Values: TypeAlias = Mapping[str, str | list[str]]
@@ -176,3 +181,73 @@ class Visit:
             return await self.ask(name, values, **parameters)
         except FeatureOffError:
             return None
+
+
+# -- where there is nothing to show: never "nothing found" ----------------------------
+
+
+def error_page(error: Exception, homeserver: Homeserver, origin: Origin) -> Page:
+    """Return the page for an error.
+
+    Args:
+        error: What was raised.
+        homeserver: Knows what its database says.
+        origin: Where the access token comes from.
+    """
+    if isinstance(error, FeatureOffError):
+        return _page(
+            HTTPStatus.SERVICE_UNAVAILABLE, "This is switched off here", error.msg
+        )
+    if isinstance(error, SynapseError):
+        return _of_synapse(error, origin)
+    if homeserver.is_database_away(error):
+        logger.warning("The console cannot reach the database: %s", error)
+        return _page(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "The database of this homeserver cannot be used just now",
+            "Nothing is known of the servers until it can.",
+            retries=True,
+        )
+    logger.error("A page of the console has failed", exc_info=error)
+    return _page(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "This page has failed",
+        "That is a fault of this module; the log of Synapse has what went wrong.",
+    )
+
+
+def _of_synapse(error: SynapseError, origin: Origin) -> Page:
+    status = HTTPStatus(error.code)
+    if status == HTTPStatus.FORBIDDEN:
+        if error.errcode == "M_FORGED":
+            return _page(status, "This was refused", error.msg)
+        if origin is Origin.SERVICE:
+            return _page(
+                status,
+                "This user is no server admin here",
+                "The authentication service gave an access token without the scope "
+                "urn:synapse:admin:*, which it gives to those who may be admins. "
+                f"Synapse says: {error.msg}",
+            )
+        return _page(
+            status,
+            "This user is no server admin",
+            "Only server admins of this homeserver may see how it federates. "
+            f"Synapse says: {error.msg}",
+        )
+    is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    other = "The homeserver has failed" if is_ours else "This cannot be done"
+    is_away = status == HTTPStatus.SERVICE_UNAVAILABLE
+    return _page(status, _TITLES.get(status, other), error.msg, retries=is_away)
+
+
+_TITLES = {
+    HTTPStatus.NOT_FOUND: "This was not found",
+    HTTPStatus.SERVICE_UNAVAILABLE: "This does not work just now",
+}
+
+
+def _page(status: HTTPStatus, title: str, text: str, *, retries: bool = False) -> Page:
+    return Page(
+        "error.html", {"title": title, "text": text, "retries": retries}, status
+    )

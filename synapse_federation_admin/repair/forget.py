@@ -80,9 +80,8 @@ class Forgotten:
         loss: What is lost, or would be, and what is kept: see `loss_of`.
         shared_rooms: Rooms that users of ours share with it.
         sample: Some of these rooms.
-        refused: Why it is not forgotten; None if it is, or would be.
-        changed: Whether it is refused because something came in between.
-        forgotten: Whether it is.
+        refused: Why it is not forgotten; None if it is, or would be. Where no rooms are
+            shared, something came in between.
     """
 
     destination: Destination
@@ -90,8 +89,6 @@ class Forgotten:
     shared_rooms: int
     sample: tuple[SharedRoom, ...] = ()
     refused: str | None = None
-    changed: bool = False
-    forgotten: bool = False
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -162,9 +159,7 @@ class Forget:
                 "federation_admin_forget", forget_txn, read_committed=True
             ),
         )
-        if not deleted:
-            return attr.evolve(found, refused=CHANGED, changed=True)
-        return attr.evolve(found, forgotten=True)
+        return found if deleted else attr.evolve(found, refused=CHANGED)
 
     async def look(self, names: Sequence[str]) -> dict[str, Seen]:
         """Return what is there of some destinations."""

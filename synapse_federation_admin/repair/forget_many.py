@@ -54,7 +54,6 @@ class ForgetPreview:
     """What a run that forgets would do.
 
     Attributes:
-        matched: How many destinations the filter keeps.
         forgotten: How many would be forgotten.
         refused: How many would not.
         loss: What would be lost, and what is kept: see `loss_of`.
@@ -62,7 +61,6 @@ class ForgetPreview:
         refused_sample: Some of those that would not, with the rooms that are shared.
     """
 
-    matched: int = 0
     forgotten: int = 0
     refused: int = 0
     loss: Counter[str] = attr.Factory(Counter)
@@ -127,7 +125,6 @@ class ForgetMany(Action):
             for backlog in (await self._backlog.of(piece)).values():
                 loss.update(loss_of(backlog, drop_to_device=drop_to_device))
         return ForgetPreview(
-            matched=total.matched + len(names),
             forgotten=total.forgotten + len(gone),
             refused=total.refused + len(shared),
             loss=loss,
