@@ -89,13 +89,15 @@ def with_password(browser: PlainBrowser, path: str, password: str = PASSWORD) ->
 def test_password(world: World, open_browser: Open) -> None:
     """With a password, behind TLS and without: to the page that was asked for, and out.
 
-    The cookie is kept to https where that is, and is worth nothing to the API.
+    With a wrong one only that is typed again. The cookie is kept to https where that
+    is, and is worth nothing to the API.
     """
     for base, is_secure in ((world.proxy, True), (world.synapse.url(), False)):
         browser = open_browser(base)
         page = with_password(browser, "/servers?status=online", "wrong")
         assert page.status == 403
         assert "Invalid username or password" in page.text
+        assert 'value="admin"' in page.text
         page = with_password(browser, "/servers?status=online")
         assert (page.status, page.path) == (200, "/servers?status=online")
         assert world.synapse.admin.user_id in page.text

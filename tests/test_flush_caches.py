@@ -37,18 +37,8 @@ class FlushCachesTestCase(ModuleTestCase):
         """It goes of that server only, in any case; the audit says who did it."""
         self.assertIsNotNone(self.timings())
         self.add_destination(NAME, 0, 0, None, 7)
-        channel = self.flush()
-        self.assertEqual(channel.code, 200, channel.result)
-        self.assertEqual(
-            channel.json_body,
-            {
-                "destination": NAME,
-                "told": ["main"],
-                "not_told": [],
-                "not_told_error": None,
-                "not_running": [],
-            },
-        )
+        body = self.flush().json_body
+        self.assertEqual((body["told"], body["not_told"]), (["main"], []))
         self.assertIsNone(self.timings())
         self.assertIsNone(self.files.get(b"down.example", None))
         self.assertFalse(self.had_files.get(b"down.example", False))

