@@ -2,6 +2,7 @@
 """The module's own tables: made and upgraded by whoever comes first."""
 
 import threading
+from sqlite3 import OperationalError
 from typing import Any
 from unittest import mock
 
@@ -14,6 +15,7 @@ from synapse.storage.database import LoggingTransaction
 from test_access import EVERY_ROUTE
 from twisted.internet.defer import Deferred, fail
 
+from synapse_federation_admin.homeserver.database import LockedError
 from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.storage import definitions, schema as module
 from synapse_federation_admin.storage.definitions import (
@@ -351,7 +353,11 @@ class TablesTestCase(ModuleTestCase):
         """A table that somebody else has locked holds nobody up: not v1's reset, which
         goes unrecorded, and no connection for long."""
         if not self.is_postgres:
-            # There, the whole database is.
+            # There, the whole database is, for seconds each time.
+            locked = mock.Mock(side_effect=OperationalError("database is locked"))
+            error = self.get_failure(self.tables.run("test", locked), LockedError)
+            self.assertTrue(self.homeserver.is_database_away(error.value))
+            locked.assert_called_once()
             return
         self.add_destination(NAME, *FAILING)
         self.patch(module, "_LOCK_TIMEOUT", "50ms")

@@ -54,9 +54,11 @@ _TRIES = 3
 # The columns of a table's primary key.
 _KEY = re.compile(r"(\w+) \w+ NOT NULL PRIMARY KEY|PRIMARY KEY \((.+)\)")
 
-# PostgreSQL's codes for what is not to be used, and for what is locked.
+# PostgreSQL's codes for what is not to be used, and for what is locked; and what SQLite
+# says of that after five seconds: there, nobody else is served meanwhile.
 _DENIED_CODE = "42501"
 _LOCKED_CODE = "55P03"
+_LOCKED_TEXT = "database is locked"
 
 
 class TablesUnusableError(SynapseError):
@@ -223,7 +225,7 @@ def _impatient(
         try:
             return func(txn)
         except Exception as e:
-            if code_of(e) == _LOCKED_CODE:
+            if code_of(e) == _LOCKED_CODE or str(e) == _LOCKED_TEXT:
                 # Synapse would repeat it at once, and wait as long each time.
                 raise LockedError(_told(e)) from e
             raise
