@@ -299,7 +299,7 @@ def _wire_diagnosis(s: "Services") -> Iterable[Start]:
 def _wire_history(s: "Services") -> Iterable[Start]:
     from synapse_federation_admin.failures.classify import described
     from synapse_federation_admin.history.outages import Outages
-    from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
+    from synapse_federation_admin.history.outlook import RecentAttemptsStore
     from synapse_federation_admin.history.recorder import Recorder
     from synapse_federation_admin.history.store import HistoryStore
 

@@ -27,7 +27,7 @@ from synapse_federation_admin.cli.words import heat
 from synapse_federation_admin.destinations.summary import FailureAge
 from synapse_federation_admin.destinations.values import DestinationStatus
 from synapse_federation_admin.diagnosis.stages import StageName, StageOutcome
-from synapse_federation_admin.history.correlation import CorrelationVerdict
+from synapse_federation_admin.history.outlook import CorrelationVerdict
 from synapse_federation_admin.storage.instances import InstanceState
 from synapse_federation_admin.wording import causes, diagnosis, servers
 

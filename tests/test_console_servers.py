@@ -24,7 +24,7 @@ from synapse_federation_admin.diagnosis.support import (
     SupportFiles,
 )
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS
-from synapse_federation_admin.history.correlation import CorrelationVerdict
+from synapse_federation_admin.history.outlook import CorrelationVerdict
 from synapse_federation_admin.homeserver.background import Turn
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage.instances import InstanceState

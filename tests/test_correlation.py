@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, strategies
 
 from synapse_federation_admin.failures.kinds import OWN_KINDS, FailureKind
-from synapse_federation_admin.history.correlation import Correlation, correlate
+from synapse_federation_admin.history.outlook import Correlation, correlate
 from synapse_federation_admin.history.owners import owner_of
 from synapse_federation_admin.storage.recent_attempts import (
     CauseType,

@@ -11,7 +11,7 @@ from module_case import V2, SenderTestCase
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
 from synapse_federation_admin.failures.kinds import Facts, Failure, FailureKind, Reason
 from synapse_federation_admin.failures.situation import Effect, Situation
-from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
+from synapse_federation_admin.history.outlook import RecentAttemptsStore
 from synapse_federation_admin.history.store import HistoryStore
 
 pytestmark = pytest.mark.one_synapse

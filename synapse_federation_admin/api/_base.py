@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from synapse_federation_admin.diagnosis.diagnose import Diagnoses
     from synapse_federation_admin.diagnosis.support import SupportFiles
     from synapse_federation_admin.history.changes import ChangesStore
-    from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
+    from synapse_federation_admin.history.outlook import RecentAttemptsStore
     from synapse_federation_admin.history.recorder import Recorder
     from synapse_federation_admin.history.store import HistoryStore
     from synapse_federation_admin.homeserver.homeserver import Homeserver

@@ -12,7 +12,7 @@ from synapse_federation_admin.destinations.queued import not_yet_queued
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.summary import FailureAge
 from synapse_federation_admin.destinations.values import DestinationStatus, IndexState
-from synapse_federation_admin.history.correlation import Correlation, with_senders
+from synapse_federation_admin.history.outlook import Correlation, with_senders
 from synapse_federation_admin.history.store import by_every_kind, if_readable
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console: pages for people, at `/_synapse/admin/federation/`.
 
-How a page is added:
+resource answers requests; visit is what a page is called with, and render its
+templates; cookie, desk and oauth sign people in and out. How a page is added:
 
 1. A row in `ROUTES`: the method, the path below the console with its parameters in
    angle brackets, the handler `<file in pages>.<function>`, what it needs, and, if it

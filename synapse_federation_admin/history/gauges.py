@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.summary import Summary, SummaryStore
-from synapse_federation_admin.history.correlation import (
+from synapse_federation_admin.history.outlook import (
     CorrelationVerdict,
+    RecentAttemptsStore,
     with_senders,
 )
-from synapse_federation_admin.history.recent_attempts import RecentAttemptsStore
 from synapse_federation_admin.history.store import by_every_kind
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.homeserver.metrics import (

@@ -34,7 +34,7 @@ from synapse_federation_admin.diagnosis.stages import Diagnosis, Stage
 from synapse_federation_admin.failures import kinds
 from synapse_federation_admin.failures.kinds import FailureKind, Reason
 from synapse_federation_admin.failures.text import detail_of, message_of
-from synapse_federation_admin.history.correlation import Correlation
+from synapse_federation_admin.history.outlook import Correlation
 from synapse_federation_admin.history.store import AvailableDay
 from synapse_federation_admin.storage.instances import Instance
 from synapse_federation_admin.storage.recent_attempts import RecentAttempts, SharedCause
