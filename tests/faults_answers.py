@@ -127,7 +127,13 @@ HOSTILE_KEYS = {
 }
 NOT_ROUTED = "http_error/signed_not_routed"
 
-site("send-odd ok", send=as_json({"errcode": "M_UNKNOWN", "error": "?"}))
+# Answered with 200, and by no homeserver that has taken anything.
+site(
+    "send-odd failing http_error/homeserver_fails",
+    send=as_json({"errcode": "M_UNKNOWN", "error": "?"}),
+)
+site("send-catch-all failing http_error/odd_status", send=as_json({"status": "ok"}))
+site("send-nothing ok", send=as_json({}))
 site("shut-out failing not_allowed")
 site("rejects failing rejected", send=UNAUTHORIZED)
 site("shuts-us-out failing rejected", send=FORBIDDEN_BY_MATRIX)

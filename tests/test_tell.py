@@ -51,7 +51,7 @@ def test_message() -> None:
     well = message_to_admins(
         "ours.example", Destination("b.example", 0, 0, None, 7), NOON
     )
-    assert "They do not fail just now" in well
+    assert "It is not in backoff here just now" in well
     assert "cannot" not in well
 
 

@@ -44,7 +44,7 @@ def message_to_admins(
     if since_ts is None:
         parts.append(
             f"this is about requests from our Matrix homeserver {our_name} to yours, "
-            f"{name}. They do not fail just now."
+            f"{name}. It is not in backoff here just now."
         )
     else:
         parts.append(

@@ -54,8 +54,12 @@ _AGAIN_MS = 10_000
 # Synapse waits for longer before it sends a transaction again.
 _SENT_AGAIN_MS = 1000
 
-# What an answer of 2xx is that cannot be read, or has no end.
-_NO_ANSWER = (FailureKind.INVALID_RESPONSE, FailureKind.RESPONSE_TIMEOUT)
+# What an answer of 2xx is that cannot be read, has no end, or says something else.
+_NO_ANSWER = (
+    FailureKind.INVALID_RESPONSE,
+    FailureKind.RESPONSE_TIMEOUT,
+    FailureKind.HTTP_ERROR,
+)
 
 
 class Recorder:

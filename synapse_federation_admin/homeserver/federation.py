@@ -17,7 +17,7 @@ from synapse_federation_admin.homeserver.errors import (
 )
 from synapse_federation_admin.homeserver.network import GRACE_MS, Network
 from synapse_federation_admin.homeserver.traffic import tell_answered, unobserved
-from synapse_federation_admin.homeserver.transactions import SEND_PATH
+from synapse_federation_admin.homeserver.transactions import SEND_PATH, why_no_answer
 
 KEYS_PATH = "/_matrix/key/v2/server"
 
@@ -92,7 +92,7 @@ class Federation(Network):
         }
         client = self.client(timeout_ms, delegation)
         try:
-            await unobserved(
+            answer = await unobserved(
                 client.put_json(
                     destination,
                     path=f"{SEND_PATH}/{transaction_id}",
@@ -105,6 +105,8 @@ class Federation(Network):
             if not _is_busy(e.inner_exception):
                 raise
             return False
+        if (error := why_no_answer(answer)) is not None:
+            raise error
         return True
 
     async def contact(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this process's federation sender sends, and what comes of it."""
 
+import json
 import logging
 from collections.abc import Callable
 from functools import wraps
@@ -11,6 +12,9 @@ from synapse.util.retryutils import NotRetryingDestination
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from twisted.web.iweb import IResponse
+
+from synapse_federation_admin import limits
+from synapse_federation_admin.homeserver.errors import HttpResponseException
 
 if TYPE_CHECKING:
     from synapse.server import HomeServer
@@ -66,6 +70,19 @@ class Transaction:
         """How many of its EDUs are to-device messages."""
         types = [edu["edu_type"] for edu in self._transaction.edus]
         return types.count("m.direct_to_device")
+
+
+def why_no_answer(answer: Any) -> HttpResponseException | None:
+    """Return what is wrong with a JSON object that answers a transaction with 2xx.
+
+    A homeserver says in it what has come of each PDU; so that `pdus` is there, or, of
+    one that says nothing where there are none, nothing at all. Synapse takes anything.
+    """
+    if not answer or not isinstance(answer, dict) or "pdus" in answer:
+        return None
+    said = {key: answer.get(key) for key in ("errcode", "error")}
+    texts = {k: text[: limits.TEXT] for k, text in said.items() if type(text) is str}
+    return HttpResponseException(HTTPStatus.OK, "OK", json.dumps(texts).encode())
 
 
 # Is told of each transaction that has ended.
@@ -126,6 +143,7 @@ class Transactions:
                 self._tell(sent)
                 raise
             else:
+                sent.error = why_no_answer(answer)
                 self._tell(sent)
             finally:
                 sent.is_under_way = False
