@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 import attr
 import pytest
 from deadlines import AT_ONCE_S, SOON_S
-from fleet import CONTACT, Fleet, read_rows, write_failing
+from fleet import Fleet, read_rows, write_failing
 from openid_provider import OpenIDProvider, oidc_providers
 from plain_browser import PlainBrowser
 from real_synapse import SHARDS, RealSynapse, remote_of
@@ -131,29 +131,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("sender", FEDERATION_SENDERS)
-def test_still_down(cluster: Cluster, sender: str, process: str) -> None:
-    """What is still down is in backoff again, with fresh timings, seen from everywhere.
-
-    It fails since when it failed before.
-    """
-    remote = cluster.remotes[sender, process]
-    before = cluster.row(MAIN, remote)
-    reset_ts = int(time.time() * 1000)
-
-    cluster.synapse.as_admin(process).reset_connection(remote.server_name)
-
-    for seen_from in PROCESSES:
-
-        def failing_again(seen_from: str = seen_from) -> bool:
-            row = cluster.row(seen_from, remote)
-            is_fresh = row["retry_last_ts"] >= reset_ts
-            return is_fresh and row["failure_ts"] == before["failure_ts"]
-
-        wait_until(failing_again, f"{seen_from} to show it failing as before", 90)
-
-
-@pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("sender", FEDERATION_SENDERS)
 def test_reset(cluster: Cluster, sender: str, process: str) -> None:
     """The first attempt comes as soon as it answers, and so does what waited.
 
@@ -176,27 +153,6 @@ def test_reset(cluster: Cluster, sender: str, process: str) -> None:
         row = cluster.row(seen_from, remote)
         assert (row["retry_last_ts"], row["retry_interval"]) == (0, 0)
         assert row["failure_ts"] is None
-
-
-@pytest.mark.parametrize("process", PROCESSES)
-def test_nothing_queued(cluster: Cluster, process: str) -> None:
-    """A destination for which nothing waits is contacted all the same."""
-    client = cluster.synapse.as_admin(process)
-    with RemoteServer("127.0.0.40", cluster.synapse.certificates) as remote:
-        remote.switch(Behaviour.DOWN)
-        client.query_keys(f"@x:{remote.server_name}")
-        wait_until(
-            lambda: read_rows(cluster.synapse).get(remote.server_name),
-            "Synapse to store the failure",
-            90,
-        )
-        remote.switch(Behaviour.HEALTHY)
-
-        client.reset_connection(remote.server_name)
-
-        answered = time.monotonic()
-        request = remote.wait_for_request(0, SOON_S, CONTACT)
-        assert request.monotonic - answered < AT_ONCE_S
 
 
 def test_signing_in(cluster: Cluster) -> None:
