@@ -284,6 +284,29 @@ def test_nothing_is_cut(
     assert all(told.count(word) == 2 for word in ("still", "failing", "@a"))
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [
+        (("connected", "skipped"), Exit.FINE),
+        (("connected", "not_sent"), Exit.FAILED),
+        (("pending",), Exit.FAILED),
+        (("not_sent", "refused"), Exit.DESTINATION_FAILS),
+    ],
+)
+def test_watch(answers: dict[str, Any], outcomes: tuple[str, ...], status: int) -> None:
+    """A run that has ended is well only if what waits arrives, as far as is known."""
+    answers["/runs/r"] = {
+        "id": "r",
+        "action": "reconnect",
+        "status": "complete",
+        "ended_ts": 1,
+        "outcomes": dict.fromkeys(outcomes, 1),
+        "done": 1,
+        "matched": 1,
+    }
+    assert run("watch", "r").exit_code == status
+
+
 def test_other_version(answers: dict[str, Any]) -> None:
     """What cannot be told of an answer of another version is told as such."""
     answers["/destinations"] = {"destinations": [{"name": "x.example"}]}

@@ -110,11 +110,11 @@ def _facts(server: Json) -> Iterator[tuple[RenderableType, ...]]:
     answered = ago(server.get("last_success_ts"), "not since that is recorded")
     yield "They answered us", answered
     reached = server.get("inbound", {}).get("last_transaction_ts")
-    yield "They reached us", ago(reached, "not within the last day")
+    yield "They reached us", ago(reached, "by no transaction within the last day")
     availability = server.get("availability")
     days = f"not failing {share(availability)} of the time"
-    if (availability or {}).get("share") == 1:
-        days = "not failing at any time"
+    if (known_share := (availability or {}).get("share")) in (None, 1):
+        days = "not failing at any time" if known_share else "not recorded"
     yield "Last 14 days", days
     backlog = server.get("backlog")
     if backlog is None:

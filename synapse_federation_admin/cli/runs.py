@@ -32,8 +32,9 @@ from synapse_federation_admin.wording.causes import cause
 _EVERY_S = 1.0
 _AWAY_S = 600.0
 
-# What a reconnect ends with where nothing is left to do.
+# What a reconnect ends with where nothing is left to do, and where a server fails.
 _WELL = {"connected", "no_longer_failing", "skipped"}
+_FAILS = {"still_failing", "refused"}
 
 _run_argument = click.argument("run_id", metavar="RUN", type=NAME)
 
@@ -74,8 +75,8 @@ def watch(asked: Asked, run_id: str) -> int:
     """Look at a run until it ends, and tell what came of it.
 
     The exit status is 0 if all went well, 3 if a run that reconnects has left servers
-    that fail, and 1 if it was cancelled or has failed, or if nothing is sent to servers
-    that answer. Ctrl-C ends this, and not the run.
+    that fail, and 1 if it was cancelled or has failed, or if of others it is not known
+    that what waits arrives. Ctrl-C ends this, and not the run.
     """
     return see_through(asked, asked.client.get(f"/runs/{segment(run_id)}"))
 
@@ -123,7 +124,7 @@ def see_through(asked: Asked, run: Json) -> int:
         return Exit.FAILED
     left = set(run.get("outcomes", {})) - _WELL
     if run["action"] == "reconnect" and left:
-        return Exit.FAILED if left == {"not_sent"} else Exit.DESTINATION_FAILS
+        return Exit.DESTINATION_FAILS if left & _FAILS else Exit.FAILED
     return Exit.FINE
 
 
