@@ -6,9 +6,8 @@ import re
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-import attr
 from synapse.module_api import JsonDict, SynapseRequest
 from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
@@ -28,8 +27,7 @@ Handler = Callable[..., Awaitable[JsonDict | None]]
 _PREFIX = "/_synapse/admin"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Route:
+class Route(NamedTuple):
     """A method and a path, and what answers there.
 
     Attributes:

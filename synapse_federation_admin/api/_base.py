@@ -2,9 +2,8 @@
 """What every handler shares: who asks, what it acts with, and errors."""
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import attr
 from synapse.module_api import Requester, SynapseRequest
 from synapse.module_api.errors import Codes, SynapseError
 
@@ -109,8 +108,7 @@ _OWNERS: dict[str, Feature] = {
 }
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Asked:
+class Asked(NamedTuple):
     """What a handler is called with: the request of an admin, and what it acts with."""
 
     services: Services

@@ -8,7 +8,7 @@ Synapse makes of it (`synapse/http/federation/matrix_federation_agent.py`).
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import attr
 from twisted.internet.defer import CancelledError
@@ -55,8 +55,7 @@ _MAX_HOST = 255
 _HOST = re.compile(r"[0-9A-Za-z._:%-]{1,255}")
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Services:
+class Services(NamedTuple):
     """What came of a look-up of SRV records.
 
     Attributes:
@@ -71,8 +70,7 @@ class Services:
     failure: Failure | None = None
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class _Resolution:
+class _Resolution(NamedTuple):
     """To what the steps lead.
 
     Attributes:
@@ -110,7 +108,7 @@ async def check_addresses(
     place = 0 if is_delegated else 1
     if explains:
         failure = await _why_no_services(way, found.failure, name)
-        found = attr.evolve(found, failure=failure)
+        found = found._replace(failure=failure)
         targets = await side_by_side(
             *(partial(_why_no_address, way, target) for target in targets)
         )

@@ -7,6 +7,7 @@ https://spec.matrix.org/v1.11/server-server-api/#get_matrixfederationv1version
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from typing import NamedTuple
 
 import attr
 from synapse.module_api import make_deferred_yieldable
@@ -52,8 +53,7 @@ _UNSURE_MS = 2000
 _MAX_DIFFERENCE_MS = 60_000
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Answer:
+class Answer(NamedTuple):
     """An answer to a request.
 
     Attributes:
@@ -108,11 +108,11 @@ async def ask(agent: IAgent, url: str, headers: Headers, max_bytes: int) -> Answ
     except CancelledError:
         raise
     except BodyExceededMaxSize:
-        return attr.evolve(answer, is_too_large=True)
+        return answer._replace(is_too_large=True)
     except Exception as e:
         # As Synapse's client does it: what the network raises is so told from a bug.
         raise RequestSendFailed(e, can_retry=False) from e
-    return attr.evolve(answer, body=body)
+    return answer._replace(body=body)
 
 
 def date_of(headers: Headers) -> int | None:

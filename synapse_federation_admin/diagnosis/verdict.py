@@ -118,9 +118,7 @@ def conclude(stages: Stages, own_name: str = "") -> Situation:
         )
     real = stored.real if stored else RealTraffic(LastRequest.NOT_KNOWN)
     if stages.sent.is_real and sent.outcome is StageOutcome.FAILED:
-        real = attr.evolve(
-            real, last=LastRequest.FAILED, failed_ago_ms=0, kind=sent.kind
-        )
+        real = real._replace(last=LastRequest.FAILED, failed_ago_ms=0, kind=sent.kind)
     found = attr.evolve(_by_stages(stages, stored, own_name), real=real)
     sender = stages.get(StageName.SENDER)
     if sender is not None and sender.reason is Reason.SENDER_OVERLOADED:

@@ -8,7 +8,7 @@ Synapse makes of it (`synapse/http/federation/well_known_resolver.py`).
 from collections.abc import Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import attr
 from twisted.internet.defer import CancelledError, Deferred
@@ -66,8 +66,7 @@ _SHARE_AGAIN = 0.1
 Fetched: TypeAlias = tuple[tuple[WellKnownRequest, ...], Answer | None, Failure | None]
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class WellKnown:
+class WellKnown(NamedTuple):
     """What the file says.
 
     Attributes:

@@ -18,7 +18,7 @@ for "it becomes valid only in 23 h; ". Advice says who has
 to act: "Tell their admin: ...", what the reader has to do, or "Nothing to do".
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import attr
 
@@ -315,8 +315,7 @@ class How(Worded):
     REDIRECT = "Their web server redirects the file to {to}"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Link:
+class Link(NamedTuple):
     """One step from a server name to a place.
 
     Attributes:

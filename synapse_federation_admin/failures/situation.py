@@ -6,6 +6,7 @@ look into what is made here, either.
 """
 
 from enum import Enum
+from typing import NamedTuple
 
 import attr
 
@@ -177,8 +178,7 @@ class LastRequest(Enum):
     NOT_KNOWN = "not_known"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class RealTraffic:
+class RealTraffic(NamedTuple):
     """What real requests to a server met.
 
     Attributes:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
 
-import attr
 from synapse.http.federation.srv_resolver import Server, SrvResolver
 from synapse.http.federation.well_known_resolver import (  # type: ignore[attr-defined]  # where json_decoder is differs by release
     WellKnownLookupResult,
@@ -183,7 +182,7 @@ class AttemptWellKnownResolver(WellKnownResolver):
             if body.lstrip().startswith(b"{"):
                 # Its beginning would not tell what is wrong.
                 return
-            answer = attr.evolve(answer, body=body[: limits.BAD_FILE_BYTES])
+            answer = answer._replace(body=body[: limits.BAD_FILE_BYTES])
         keep_newest(self._known, server_name, answer, limits.BAD_FILES)
 
     def _look_at(self, m_server: str) -> None:

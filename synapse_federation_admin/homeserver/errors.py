@@ -8,9 +8,9 @@ import socket
 from contextlib import closing, suppress
 from enum import Enum
 from traceback import clear_frames, walk_tb
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import attr
 from OpenSSL import SSL
 from synapse.api.errors import (
     FederationDeniedError as FederationDeniedError,
@@ -126,8 +126,7 @@ class ObstacleError(Exception):
         self.__cause__ = cause
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class FileAnswer:
+class FileAnswer(NamedTuple):
     """What was met where the well-known file of a server is to be.
 
     Attributes:

@@ -7,8 +7,7 @@ https://spec.matrix.org/v1.11/appendices/#server-name
 import re
 from enum import Enum
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
-
-import attr
+from typing import NamedTuple
 
 _NAME = re.compile(
     r"(?P<host>\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|[0-9A-Za-z.-]{1,255})"
@@ -44,8 +43,7 @@ class InvalidServerNameError(ValueError):
         self.fault = fault
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class ServerName:
+class ServerName(NamedTuple):
     """A server name.
 
     Attributes:

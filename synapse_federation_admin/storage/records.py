@@ -11,7 +11,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -101,8 +101,7 @@ class RecordedFailure:
         )
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Recorded:
+class Recorded(NamedTuple):
     """What is recorded of real requests to a server.
 
     Attributes:
