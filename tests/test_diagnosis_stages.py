@@ -7,7 +7,6 @@ What real servers show is in test_e2e_diagnosis: here is what they cannot.
 import json
 from typing import Any
 
-import attr
 import pytest
 from service_identity.exceptions import DNSMismatch, VerificationError
 from service_identity.hazmat import DNS_ID
@@ -423,8 +422,8 @@ def test_left_out() -> None:
     """Addresses that are excused do not count beside others; alone they do."""
     error = Failure(FailureKind.CONNECTION_REFUSED)
     good = Connection("192.0.2.1", "a", 1, "a", "a", OK)
-    bad = attr.evolve(good, outcome=FAILED, error=error)
-    left_out = attr.evolve(good, outcome=SKIPPED, error=error)
+    bad = good._replace(outcome=FAILED, error=error)
+    left_out = good._replace(outcome=SKIPPED, error=error)
 
     def found(*connections: Connection) -> Stage:
         return conclude_connections(ConnectionsFindings(connections))

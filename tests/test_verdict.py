@@ -135,7 +135,7 @@ BACKOFF = StoredFindings(
 
 
 def stored(**changes: Any) -> Stage:
-    return stage(Name.STORED, WARNING, findings=attr.evolve(BACKOFF, **changes))
+    return stage(Name.STORED, WARNING, findings=BACKOFF._replace(**changes))
 
 
 REFUSED, EXPIRED = Kind.CONNECTION_REFUSED, Kind.TLS_EXPIRED
@@ -296,7 +296,7 @@ def test_one_of_several() -> None:
     # At the other one, no homeserver answers.
     down = VersionFindings(1, error=Failure(HTTP_ERROR))
     bad = connection(ONE, EXPIRED)
-    made = (bad, attr.evolve(connection(SIX), version=down))
+    made = (bad, connection(SIX)._replace(version=down))
     found = conclude(
         stages(conclude_connections(ConnectionsFindings(made)), signed(EXPIRED))
     )

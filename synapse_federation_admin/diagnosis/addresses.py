@@ -135,12 +135,10 @@ async def check_addresses(
         failure = found.failure.but(via=findings.links())
         return Stage.failed(StageName.ADDRESSES, failure, findings)
     for_each = [
-        attr.evolve(
-            t, error=t.error and t.error.but(via=findings.links(t.host, t.port))
-        )
+        t._replace(error=t.error and t.error.but(via=findings.links(t.host, t.port)))
         for t in targets
     ]
-    findings = attr.evolve(findings, targets=tuple(for_each))
+    findings = findings._replace(targets=tuple(for_each))
     errors = [target.error for target in for_each]
     return Stage.of_all(StageName.ADDRESSES, errors, findings)
 
@@ -168,12 +166,12 @@ async def _why_no_address(way: Way, target: Target) -> Target:
     if failure is None:
         return target
     if failure.kind is FailureKind.DNS_FAILED:
-        return attr.evolve(target, error=await _whose_dns(way, failure))
+        return target._replace(error=await _whose_dns(way, failure))
     if failure.reason in (Reason.NO_SUCH_HOST, Reason.NO_ADDRESS):
         left_ms = min(way.left_ms(_SHARE_AGAIN), limits.DNS_ANSWER_MS)
         alias = await way.outbound.look_ups.alias_of(target.host, left_ms / 1000)
         failure = dangling(failure, alias)
-    return attr.evolve(target, error=failure)
+    return target._replace(error=failure)
 
 
 async def _whose_dns(way: Way, failure: Failure) -> Failure:
@@ -278,9 +276,9 @@ async def _look_up_target(
     if not _HOST.fullmatch(host) or not outbound.can_be_host(host):
         facts = Facts(host=bounded(host))
         error = Failure(FailureKind.DNS_NOT_FOUND, Reason.NO_HOST_NAME, facts)
-        return attr.evolve(target, error=error)
+        return target._replace(error=error)
     if not is_refused and outbound.goes_through_proxy(host):
-        return attr.evolve(target, via_proxy=True)
+        return target._replace(via_proxy=True)
     try:
         addresses = await outbound.look_up(
             host,
@@ -289,7 +287,7 @@ async def _look_up_target(
             as_server_name=as_server_name,
         )
     except ObstacleError as e:
-        return attr.evolve(target, error=failure_of(e))
+        return target._replace(error=failure_of(e))
     # Those that are blocked are told before all others.
     told = sorted(addresses, key=addresses.__getitem__, reverse=True)
     blocked = [address for address in told if addresses[address]]
@@ -301,8 +299,7 @@ async def _look_up_target(
         reason = Reason.SOME_INTERNAL if are_internal else Reason.SOME_ADDRESSES
     names = tuple(map(bounded, blocked[: limits.TOLD_BLOCKED]))
     facts = Facts(host=bounded(host), names=names)
-    return attr.evolve(
-        target,
+    return target._replace(
         addresses=tuple(
             TargetAddress(bounded(address), addresses[address])
             for address in told[: limits.TOLD_ADDRESSES]

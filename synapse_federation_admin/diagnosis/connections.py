@@ -5,7 +5,6 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any
 
-import attr
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import (
     IProtocol,
@@ -110,7 +109,7 @@ def plan(targets: tuple[Target, ...], name: ServerName) -> list[Connection]:
         by_target.append(
             [connection]
             if target.via_proxy
-            else [attr.evolve(connection, address=a.address) for a in target.addresses]
+            else [connection._replace(address=a.address) for a in target.addresses]
         )
     return [
         connection
@@ -180,8 +179,7 @@ async def _connect(
     answer = await _ask(way, planned.host_header, endpoint, attempt)
     now_ms = way.homeserver.now_ms()
     tls, connected_ms = handshake.findings, handshake.begun_ms
-    connection = attr.evolve(
-        planned,
+    connection = planned._replace(
         connect_ms=None if connected_ms is None else round(connected_ms - begun_ms),
         tls=tls,
     )
@@ -192,7 +190,7 @@ async def _connect(
         elif tls and problem:
             date_ts = date_of(answer.headers)
             problem = by_their_clock(problem, tls.certificate, date_ts, now_ms)
-        return attr.evolve(connection, error=problem and placed(problem))
+        return connection._replace(error=problem and placed(problem))
     assert handshake.completed_ms is not None
     duration_ms = way.since(handshake.completed_ms)
     version = (
@@ -200,8 +198,8 @@ async def _connect(
         if isinstance(answer, Failure)
         else read_version(answer, duration_ms, now_ms)
     )
-    version = attr.evolve(version, error=version.error and placed(version.error))
-    return attr.evolve(connection, outcome=StageOutcome.OK, version=version)
+    version = version._replace(error=version.error and placed(version.error))
+    return connection._replace(outcome=StageOutcome.OK, version=version)
 
 
 async def _ask(
@@ -232,7 +230,7 @@ def without_route(connection: Connection) -> Connection:
     """
     error = connection.error
     if connection.address and error and error.reason in _NO_ROUTE:
-        return attr.evolve(connection, outcome=StageOutcome.SKIPPED)
+        return connection._replace(outcome=StageOutcome.SKIPPED)
     return connection
 
 

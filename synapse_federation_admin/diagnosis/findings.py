@@ -10,8 +10,7 @@ and what was left out is counted.
 
 from enum import Enum
 from http import HTTPStatus
-
-import attr
+from typing import NamedTuple
 
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.senders import Sender
@@ -37,8 +36,7 @@ class StageOutcome(Enum):
     SKIPPED = "skipped"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Certificate:
+class Certificate(NamedTuple):
     """A server's certificate.
 
     Attributes:
@@ -66,8 +64,7 @@ class Certificate:
     chain_length: int
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class TlsFindings:
+class TlsFindings(NamedTuple):
     """What a TLS handshake has shown.
 
     Attributes:
@@ -93,8 +90,7 @@ class TlsFindings:
     problems: tuple[Failure, ...] = ()
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class VersionFindings:
+class VersionFindings(NamedTuple):
     """What a server answers to `GET /_matrix/federation/v1/version`.
 
     Attributes:
@@ -126,8 +122,7 @@ class VersionFindings:
         return f"The server runs {software or 'software without a name'}"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Connection:
+class Connection(NamedTuple):
     """What came of a connection to one address, and of one request over it.
 
     Attributes:
@@ -155,8 +150,7 @@ class Connection:
     error: Failure | None = None
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class ConnectionsFindings:
+class ConnectionsFindings(NamedTuple):
     """What came of a connection to each address.
 
     Attributes:
@@ -181,8 +175,7 @@ class ConnectionsFindings:
         return f"TLS connections work (addresses: {len(self.tried)}{of})"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class ServerKey:
+class ServerKey(NamedTuple):
     """A key with which a server signs.
 
     Attributes:
@@ -196,8 +189,7 @@ class ServerKey:
     stored: bool | None
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class KeysFindings:
+class KeysFindings(NamedTuple):
     """What a server answers to `GET /_matrix/key/v2/server`.
 
     Attributes:
@@ -232,8 +224,7 @@ class KeysFindings:
         return "The signing keys are valid"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class AuthenticatedFindings:
+class AuthenticatedFindings(NamedTuple):
     """What comes of a transaction: of the contact, or of a real one.
 
     Attributes:
@@ -257,8 +248,7 @@ class AuthenticatedFindings:
         return f"The server accepts {which} transaction of this homeserver"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class ClockFindings:
+class ClockFindings(NamedTuple):
     """A server's clock against ours.
 
     Attributes:
@@ -277,8 +267,7 @@ class ClockFindings:
         return "Their clock agrees with ours, to a minute"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class SenderFindings:
+class SenderFindings(NamedTuple):
     """Which process of this homeserver sends to a server, and how far it has come.
 
     Attributes:
@@ -296,8 +285,7 @@ class SenderFindings:
         return f"{self.sender.instance} sends to this server, and keeps up"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class StoredFindings:
+class StoredFindings(NamedTuple):
     """What Synapse holds of a server.
 
     Attributes:
@@ -327,7 +315,7 @@ class StoredFindings:
     failing_since_ts: int | None = None
     next_retry_ts: int | None = None
     backoff_left_ms: int = 0
-    backlog: Backlog = attr.Factory(Backlog)
+    backlog: Backlog = Backlog()
     last_inbound_ts: int | None = None
     reaches_us: bool = False
     last_failure: RecordedFailure | None = None

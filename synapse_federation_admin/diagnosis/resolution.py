@@ -5,8 +5,7 @@ As for `synapse_federation_admin.diagnosis.findings`.
 """
 
 from enum import Enum
-
-import attr
+from typing import NamedTuple
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import Failure, How, Link
@@ -32,8 +31,7 @@ class ResolutionOutcome(Enum):
     NOT_REACHED = "not_reached"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class WellKnownRequest:
+class WellKnownRequest(NamedTuple):
     """A request on the way to a well-known file.
 
     Attributes:
@@ -55,8 +53,7 @@ class WellKnownRequest:
     error: Failure | None = None
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class CachedWellKnown:
+class CachedWellKnown(NamedTuple):
     """What this process of Synapse has cached of a well-known file.
 
     Attributes:
@@ -73,8 +70,7 @@ class CachedWellKnown:
     differs: bool
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class WellKnownFindings:
+class WellKnownFindings(NamedTuple):
     """What the well-known file says.
 
     Attributes:
@@ -111,8 +107,7 @@ class WellKnownFindings:
         return f"Delegates to {self.m_server}"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class ResolutionStep:
+class ResolutionStep(NamedTuple):
     """A step of https://spec.matrix.org/v1.11/server-server-api/#resolving-server-names.
 
     Attributes:
@@ -128,8 +123,7 @@ class ResolutionStep:
     error: Failure | None = None
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class ServiceRecord:
+class ServiceRecord(NamedTuple):
     """An SRV record.
 
     Attributes:
@@ -149,8 +143,7 @@ class ServiceRecord:
     ttl_s: int
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class TargetAddress:
+class TargetAddress(NamedTuple):
     """An address of a host.
 
     Attributes:
@@ -162,8 +155,7 @@ class TargetAddress:
     blocked: bool
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Target:
+class Target(NamedTuple):
     """A host to which requests may go.
 
     Attributes:
@@ -183,8 +175,7 @@ class Target:
     error: Failure | None = None
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class AddressesFindings:
+class AddressesFindings(NamedTuple):
     """Where requests to a server go.
 
     Attributes:

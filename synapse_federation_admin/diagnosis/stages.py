@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import attr
 
@@ -194,8 +194,7 @@ class Stages(dict[StageName, Stage]):
         )
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Diagnosis:
+class Diagnosis(NamedTuple):
     """A diagnosis of the way to one server.
 
     Attributes:

@@ -8,9 +8,8 @@ https URL is left out.
 """
 
 import re
+from typing import NamedTuple
 from urllib.parse import urlsplit
-
-import attr
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.diagnosis.diagnose import Diagnoses
@@ -43,8 +42,7 @@ _MOST_OF_ID = 255
 _URL = re.compile(r"https://[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class SupportContact:
+class SupportContact(NamedTuple):
     """Whom to ask.
 
     Attributes:
@@ -59,8 +57,7 @@ class SupportContact:
     email_address: str | None
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Support:
+class Support(NamedTuple):
     """Whom to ask about a server, as it says itself.
 
     Attributes:
@@ -120,19 +117,19 @@ class SupportFiles:
         server = ServerName.parse(name)
         nothing = Support(name, self._homeserver.now_ms())
         if server.is_literal:
-            return attr.evolve(nothing, skipped=SkipReason.NAME_IS_ADDRESS)
+            return nothing._replace(skipped=SkipReason.NAME_IS_ADDRESS)
 
         async def ask(way: Way) -> Support:
             if way.outbound.instances is not None:
-                return attr.evolve(nothing, skipped=SkipReason.ANOTHER_PROCESS)
+                return nothing._replace(skipped=SkipReason.ANOTHER_PROCESS)
             try:
                 requests, answer, _ = await fetch(way, server.host, PATH)
             except RequestSendFailed as e:
                 # It could not be asked, by a fault of this side.
-                return attr.evolve(nothing, error=failure_of(e))
+                return nothing._replace(error=failure_of(e))
             last = requests[-1]
-            found = attr.evolve(
-                nothing, url=requests[0].url, status=last.status, error=last.error
+            found = nothing._replace(
+                url=requests[0].url, status=last.status, error=last.error
             )
             if answer is None or answer.body is None:
                 return found
@@ -155,13 +152,12 @@ def read_support(found: Support, body: bytes) -> Support:
     if content is None:
         is_long = len(body) > _MOST_BYTES
         reason = Reason.BODY_TOO_LARGE if is_long else Reason.NOT_JSON
-        return attr.evolve(found, error=Failure(FailureKind.INVALID_RESPONSE, reason))
+        return found._replace(error=Failure(FailureKind.INVALID_RESPONSE, reason))
     listed = content.get("contacts")
     said = listed if isinstance(listed, list) else []
     contacts = [contact for each in said if (contact := _contact(each))]
     told = tuple(contacts[: limits.TOLD_CONTACTS])
-    return attr.evolve(
-        found,
+    return found._replace(
         contacts=told,
         left_out=len(said) - len(told),
         support_page=_page(content.get("support_page")),

@@ -110,8 +110,7 @@ def conclude(stages: Stages, own_name: str = "") -> Situation:
     stored, sent = stages.seen(StoredFindings), stages[StageName.AUTHENTICATED]
     # A real transaction that has ended meanwhile is the last.
     if stages.sent.is_real and sent.outcome is StageOutcome.OK:
-        stored = attr.evolve(
-            stored or StoredFindings(is_known=True),
+        stored = (stored or StoredFindings(is_known=True))._replace(
             next_retry_ts=None,
             last_request=LastRequest.SUCCEEDED,
             last_succeeded_ago_ms=0,

@@ -140,11 +140,10 @@ class _Recorder:
         self.requests.append(request)
 
         def ended(answer: Any) -> Any:
-            found = attr.evolve(request, duration_ms=self._way.since(begun_ms))
+            found = request._replace(duration_ms=self._way.since(begun_ms))
             if not isinstance(answer, TwistedFailure):
                 said = Answer(answer.code, answer.headers)
-                found = attr.evolve(
-                    found,
+                found = found._replace(
                     status=said.status,
                     content_type=word(said.header("Content-Type")),
                     location=word(said.header("Location"), limits.TEXT),
@@ -204,7 +203,7 @@ async def fetch(
     if problem and problem.reason is Reason.REDIRECT_INVALID:
         error = problem
     error = None if last.status in REDIRECTS else error
-    last = attr.evolve(last, size_bytes=size_bytes, error=error)
+    last = last._replace(size_bytes=size_bytes, error=error)
     return (*before, last), answer if is_file else None, problem
 
 

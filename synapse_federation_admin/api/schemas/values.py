@@ -98,6 +98,9 @@ def shown(value: Any) -> Any:
         return value
     if isinstance(value, Enum):
         return value.value
+    kind: Any = type(value)
+    if _has_keys(kind) and kind is not kinds.Failure:
+        return {key: shown(get(value)) for key, (_, get) in keys_of(kind).items()}
     if isinstance(value, tuple | list):
         return [shown(each) for each in value]
     if isinstance(value, Mapping):
@@ -109,10 +112,12 @@ def shown(value: Any) -> Any:
             "message": message_of(value),
             "detail": detail_of(value),
         }
-    kind: Any = type(value)
-    if attr.has(kind):
-        return {key: shown(get(value)) for key, (_, get) in keys_of(kind).items()}
     return value
+
+
+def _has_keys(kind: Any) -> bool:
+    """Tell whether a type is a class of values: of attrs, or a named tuple."""
+    return attr.has(kind) or hasattr(kind, "_fields")
 
 
 @cache
@@ -150,7 +155,9 @@ Shown: TypeAlias = Annotated[T, _Lazily]
 @cache
 def keys_of(value: Any) -> dict[str, tuple[str, Callable[[Any], Any]]]:
     """Return the keys of a value as JSON has it: each path, and what gets it."""
-    keys = _KEYS.get(value) or " ".join(attr.fields_dict(value))
+    keys = _KEYS.get(value) or " ".join(
+        getattr(value, "_fields", None) or attr.fields_dict(value)
+    )
     named = (key.partition("=") for key in keys.split())
     return {key: (path or key, attrgetter(path or key)) for key, _, path in named}
 
@@ -202,4 +209,4 @@ def type_of(kind: Any) -> Any:
         return dict[arguments[0], type_of(arguments[1])]  # type: ignore[misc, valid-type]
     if arguments:
         return Union[tuple(type_of(each) for each in arguments)]  # noqa: UP007
-    return Shown[kind] if attr.has(kind) else kind  # type: ignore[misc]
+    return Shown[kind] if _has_keys(kind) else kind  # type: ignore[misc]
