@@ -13,6 +13,7 @@ from synapse_federation_admin.destinations import backlog
 from synapse_federation_admin.destinations.backlog import (
     Backlog,
     BacklogStore,
+    CatchUp,
     mend_unsendable,
 )
 
@@ -219,7 +220,9 @@ class BacklogTestCase(ModuleTestCase):
         return Backlog(
             rooms=len(waiting),
             oldest_stream_ordering=min(waiting, default=None),
-            can_catch_up=last is not None or not waiting,
+            catch_up=CatchUp.IMPOSSIBLE
+            if last is None and waiting
+            else CatchUp.POSSIBLE,
             to_device_messages=len(queued),
             oldest_to_device_ts=min(queued, default=None),
             device_list_updates=pokes,

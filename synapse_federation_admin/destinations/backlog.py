@@ -93,8 +93,8 @@ class Backlog:
             is none.
         oldest_event_ts: When that event was received, which waits at least since; None
             if there is none, or if it is gone.
-        can_catch_up: Whether Synapse will send those rooms' events at all: it does not
-            where nothing has ever been delivered.
+        catch_up: `impossible`: no event was delivered yet; Synapse sends none by
+            itself.
         to_device_messages: To-device messages that wait, among them the keys of
             encrypted messages.
         oldest_to_device_ts: When the oldest of them was queued; None if there is none.
@@ -104,19 +104,15 @@ class Backlog:
     rooms: int = 0
     oldest_stream_ordering: int | None = None
     oldest_event_ts: int | None = None
-    can_catch_up: bool = True
+    catch_up: CatchUp = CatchUp.POSSIBLE
     to_device_messages: int = 0
     oldest_to_device_ts: int | None = None
     device_list_updates: int = 0
 
-    @property
-    def catch_up(self) -> CatchUp:
-        """`impossible`: no event was delivered yet; Synapse sends none by itself."""
-        return CatchUp.POSSIBLE if self.can_catch_up else CatchUp.IMPOSSIBLE
-
     def never_delivered(self, unsendable: int) -> int:
         """Return on how many rooms Synapse does not catch up, beside some."""
-        return 0 if self.can_catch_up else max(self.rooms - unsendable, 0)
+        can_catch_up = self.catch_up is CatchUp.POSSIBLE
+        return 0 if can_catch_up else max(self.rooms - unsendable, 0)
 
     @property
     def is_empty(self) -> bool:
@@ -307,11 +303,12 @@ def _backlogs_txn(txn: LoggingTransaction, names: Sequence[str]) -> dict[str, Ba
         room_count, oldest_stream_ordering, sendable = rooms.get(name, none)
         message_count, oldest_ts, _ = to_device.get(name, none)
         update_count, _, _ = device_lists.get(name, none)
+        can_catch_up = sendable == room_count
         backlogs[name] = Backlog(
             rooms=room_count,
             oldest_stream_ordering=oldest_stream_ordering,
             oldest_event_ts=received.get(oldest_stream_ordering),
-            can_catch_up=sendable == room_count,
+            catch_up=CatchUp.POSSIBLE if can_catch_up else CatchUp.IMPOSSIBLE,
             to_device_messages=message_count,
             oldest_to_device_ts=oldest_ts,
             device_list_updates=update_count,

@@ -6,7 +6,6 @@ from then on; it does not touch those that are stored already.
 """
 
 from collections.abc import Sequence
-from enum import Enum
 from functools import partial
 
 import attr
@@ -24,17 +23,12 @@ _PAUSE_MS = 5
 
 _SAMPLE = 10
 
+# The outcomes: of one that is not longer any more, the latter.
+_CAPPED = "capped"
+_UNCHANGED = "unchanged"
+
 # Of the table `destinations`, with one parameter.
 _LONGER = f"{FAILING} AND retry_interval > ?"
-
-
-class CapOutcome(Enum):
-    """The outcomes of a destination in a run that caps backoffs."""
-
-    CAPPED = "capped"
-
-    # Its backoff is not longer any more.
-    UNCHANGED = "unchanged"
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -42,7 +36,7 @@ class CapBackoff(Action):
     """The action `cap_backoff`."""
 
     name = "cap_backoff"
-    outcomes = tuple(outcome.value for outcome in CapOutcome)
+    outcomes = (_CAPPED, _UNCHANGED)
     options = frozenset({"max_retry_interval_ms"})
 
     _homeserver: Homeserver
@@ -67,17 +61,18 @@ class CapBackoff(Action):
 
     def condition(self, run: Run) -> Sql:
         """Queue those whose backoff is longer."""
-        return Sql(_LONGER, (_longest_ms(run),))
+        return Sql(_LONGER, (run.options["max_retry_interval_ms"],))
 
     async def work(self, job: Job) -> None:
         """Shorten the backoffs of what is in the queue; see `Action.work`."""
-        cap_txn = partial(self._cap_txn, longest_ms=_longest_ms(job.run))
+        cap_txn = partial(
+            self._cap_txn, longest_ms=job.run.options["max_retry_interval_ms"]
+        )
         # Those that are done leave the queue.
         while queued := await job.next(None, limits.BACKOFFS_CAPPED):
             now_ts = self._homeserver.now_ms()
             results = [
-                RunResult(one.destination, CapOutcome.UNCHANGED.value, now_ts, now_ts)
-                for one in queued
+                RunResult(one.destination, _UNCHANGED, now_ts, now_ts) for one in queued
             ]
             if not await job.record(results, cap_txn):
                 return
@@ -106,14 +101,10 @@ class CapBackoff(Action):
         return [
             attr.evolve(
                 result,
-                outcome=CapOutcome.CAPPED.value,
+                outcome=_CAPPED,
                 details={"retry_interval": before[result.destination]},
             )
             if result.destination in before
             else result
             for result in results
         ]
-
-
-def _longest_ms(run: Run) -> int:
-    return int(str(run.options["max_retry_interval_ms"]))

@@ -149,8 +149,8 @@ class FollowUp:
     async def contacted(self, entry: AuditEntry, contact: Contact) -> None:
         """Write what came of the contact after a reset, as soon as that can be."""
         shown = {"contact": shown_contact(contact)}
-        waiting: Any = entry.details["waiting"]
-        is_connected = contact.failure is None and not waiting["perhaps"]
+        perhaps = entry.details["waiting"]["perhaps"]
+        is_connected = contact.failure is None and not perhaps
         if (unwritten := self._unwritten.pop(entry.entry_id, None)) is not None:
             if not is_connected:
                 self.keep(self._audit.ended(unwritten, AUDIT_PENDING, shown))

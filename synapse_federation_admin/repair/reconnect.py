@@ -7,8 +7,6 @@ or refused.
 Within a process a destination is contacted once for all who ask at the same time.
 """
 
-from typing import Any
-
 import attr
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
@@ -195,7 +193,7 @@ class Reconnect:
         ended = await self._follow_up.end_of(entry, min(left_ms, _LONGEST_WAIT_MS))
         if ended is None:
             return found
-        refused: Any = ended.details.get("refused")
+        refused = ended.details.get("refused")
         return attr.evolve(
             found,
             outcome=ReconnectOutcome(ended.outcome),

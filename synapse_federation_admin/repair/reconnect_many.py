@@ -205,8 +205,8 @@ class _Contacts:
         self._reconnect = reconnect
         self._homeserver = homeserver
         self._job = job
-        self._per_second = float(str(job.run.options["per_second"]))
-        self._timeout_ms = int(str(job.run.options["timeout_ms"]))
+        self._per_second = float(job.run.options["per_second"])
+        self._timeout_ms = int(job.run.options["timeout_ms"])
         most = min(limits.CONTACTS_OF_A_RUN, homeserver.most_files // 4)
         self._pace = Pace(self._per_second, most)
         # What has been read of the queue, and up to where.

@@ -237,7 +237,7 @@ class ConnectionReset:
 def _waits_for_contact(entry: AuditEntry) -> bool:
     """Tell whether a contact is what an entry waits for; of an odd one, it is not."""
     try:
-        waiting = Waiting(**entry.details["waiting"])  # type: ignore[arg-type]
+        waiting = Waiting(**entry.details["waiting"])
     except (KeyError, TypeError):
         return False
     is_reset = entry.action == AuditAction.RESET.value

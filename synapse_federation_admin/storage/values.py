@@ -7,7 +7,7 @@ destinations, made one destination after the other.
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import attr
 
@@ -100,7 +100,7 @@ class AuditEntry:
     reason: str | None = None
     run_id: str | None = None
     ended_ts: int | None = None
-    details: Mapping[str, object] = attr.Factory(dict)
+    details: Mapping[str, Any] = attr.Factory(dict)
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -312,8 +312,8 @@ class Run:
     entry_id: str
     actor: Actor
     reason: str | None
-    criteria: Mapping[str, object]
-    options: Mapping[str, object]
+    criteria: Mapping[str, Any]
+    options: Mapping[str, Any]
     created_ts: int
     updated_ts: int
     started_ts: int | None = None
@@ -383,7 +383,7 @@ class RunResult:
     outcome: str
     ts: int
     ended_ts: int
-    details: Mapping[str, object] = attr.Factory(dict)
+    details: Mapping[str, Any] = attr.Factory(dict)
     kind: str = ""
     message: str = ""
     totals: Mapping[str, int] = attr.Factory(dict)

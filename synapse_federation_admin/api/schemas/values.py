@@ -27,7 +27,6 @@ from pydantic import Field, GetCoreSchemaHandler, create_model
 from pydantic_core import CoreSchema
 
 from synapse_federation_admin.api.schemas.model import Answer, Kind, Model
-from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.diagnosis.findings import SenderFindings
 from synapse_federation_admin.diagnosis.stages import Diagnosis, Stage
@@ -49,8 +48,6 @@ _KEYS: Mapping[type[Any], str] = {
     AuditEntry: "entry_id ts ended_ts action destination user_id=actor.user_id "
     "puppeted_by=actor.puppeted_by instance reason outcome run_id details",
     AvailableDay: "date share",
-    Backlog: "rooms oldest_stream_ordering oldest_event_ts catch_up "
-    "to_device_messages oldest_to_device_ts device_list_updates",
     Contact: "duration_ms server error=failure",
     Correlation: "verdict explanation can_be_told last_hour last_15_minutes=lately",
     Diagnosis: "destination checked_ts duration_ms instance verdict=situation.verdict "
