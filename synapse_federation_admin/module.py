@@ -248,7 +248,7 @@ def _wire_runs(s: "Services") -> Iterable[Start]:
     s.cap_backoff = CapBackoff(s.homeserver)
     s.forget = Forget(s.homeserver, s.tables, s.backlog, s.shared_rooms, s.audit)
     s.forget_many = ForgetMany(
-        s.homeserver, s.destinations, s.reader, s.backlog, s.shared_rooms, s.forget
+        s.homeserver, s.reader, s.backlog, s.shared_rooms, s.forget
     )
     s.runner = Runner(
         s.homeserver,

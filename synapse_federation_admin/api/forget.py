@@ -247,8 +247,14 @@ async def forget_many(asked: Asked, body: ForgetManyBody) -> JsonDict:
     chosen: Chosen | None = body.filter.wanted if body.filter else None
     ignored: JsonDict = {}
     if chosen is None:
-        names = await services.forget_many.sort_out(body.destinations or ())
-        chosen, ignored = usable_of(names, body.ignore_unknown, "cannot be forgotten")
+        chosen, ignored = await usable_of(
+            services,
+            body.destinations or (),
+            # What bears no server name can be, too.
+            lambda name: len(name) <= limits.SERVER_NAME,
+            body.ignore_unknown,
+            "cannot be forgotten",
+        )
     how = {"drop_to_device": body.drop_to_device}
     if not body.dry_run:
         run = await start_run(asked, ForgetMany.name, chosen, how, body.reason)

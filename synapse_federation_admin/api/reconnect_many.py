@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: reconnect many destinations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import Annotated
 
@@ -26,9 +26,10 @@ from synapse_federation_admin.api.schemas.model import Input, Reason
 from synapse_federation_admin.destinations.query import is_of_failing
 from synapse_federation_admin.destinations.values import DestinationFilter, Sort
 from synapse_federation_admin.failures.bounds import bounded
+from synapse_federation_admin.homeserver.server_name import is_server_name
 from synapse_federation_admin.repair import criteria
-from synapse_federation_admin.repair.criteria import SortedNames
 from synapse_federation_admin.repair.reconnect_many import ReconnectMany
+from synapse_federation_admin.storage.sql import can_be_stored
 
 
 class ReconnectManyBody(Input):
@@ -125,8 +126,13 @@ async def reconnect_many(asked: Asked, body: ReconnectManyBody) -> JsonDict:
     chosen: Chosen | None = _wanted(body)
     ignored: JsonDict = {}
     if chosen is None:
-        found = await services.reconnect_many.sort_out(body.destinations or ())
-        chosen, ignored = usable_of(found, body.ignore_unknown, "cannot be contacted")
+        chosen, ignored = await usable_of(
+            services,
+            body.destinations or (),
+            is_server_name,
+            body.ignore_unknown,
+            "cannot be contacted",
+        )
     if body.dry_run:
         matched, sample = await _preview(services, chosen)
         return {"dry_run": True, "matched": matched, "sample": sample, **ignored}
@@ -164,13 +170,19 @@ async def _preview(services: Services, chosen: Chosen) -> tuple[int, list[str]]:
     return await found.count(), [row.destination for row in rows]
 
 
-def usable_of(
-    found: SortedNames, ignore_unknown: bool, why: str
+async def usable_of(
+    services: Services,
+    names: Iterable[str],
+    is_valid: Callable[[str], bool],
+    ignore_unknown: bool,
+    why: str,
 ) -> tuple[Sequence[str], JsonDict]:
-    """Return the names of a list of which something can be done.
+    """Return the names of a list, each once, of which something can be done.
 
     Args:
-        found: The names.
+        services: Knows which of them Synapse has a row for.
+        names: The names.
+        is_valid: Tells of a name whether it can be done, if there is a row for it.
         ignore_unknown: Whether the others are left out.
         why: What those cannot: "cannot be contacted".
 
@@ -180,27 +192,28 @@ def usable_of(
     Raises:
         SynapseError: 400 `M_INVALID_PARAM`: there are others, and they are not.
     """
-    if ignore_unknown:
-        left_out = {"unknown": len(found.unknown), "invalid": len(found.invalid)}
-        return found.usable, {"ignored": left_out}
-    if not (found.unknown or found.invalid):
-        return found.usable, {}
-    sorts: Mapping[str, Sequence[str]] = {
-        "unknown": found.unknown,
-        "invalid": found.invalid,
+    names = list(dict.fromkeys(names))
+    valid = {name for name in names if is_valid(name)}
+    known = await services.destinations.get_many(list(filter(can_be_stored, valid)))
+    usable = [name for name in names if name in known]
+    others = {
+        "unknown": [name for name in names if name in valid and name not in known],
+        "invalid": [name for name in names if name not in valid],
     }
+    if ignore_unknown:
+        return usable, {"ignored": {sort: len(of) for sort, of in others.items()}}
     what = [
-        f"{len(names)} {sort} ({bounded(', '.join(names[:3]), 200)}"
-        f"{', ...' if len(names) > 3 else ''})"
-        for sort, names in sorts.items()
-        if names
+        f"{len(of)} {sort} ({bounded(', '.join(of[:3]), 200)}"
+        f"{', ...' if len(of) > 3 else ''})"
+        for sort, of in others.items()
+        if of
     ]
+    if not what:
+        return usable, {}
     raise SynapseError(
         HTTPStatus.BAD_REQUEST,
         f"Key 'destinations' has names that {why}: {' and '.join(what)}; "
         "with 'ignore_unknown' they are left out",
         Codes.INVALID_PARAM,
-        additional_fields={
-            sort: list(names[:_SHOWN_NAMES]) for sort, names in sorts.items()
-        },
+        additional_fields={sort: of[:_SHOWN_NAMES] for sort, of in others.items()},
     )

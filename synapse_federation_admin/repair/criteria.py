@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which destinations a run is for: as the API shows it and the table keeps it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
-import attr
-
-from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import (
     DestinationFilter,
     DestinationStatus,
 )
-from synapse_federation_admin.storage.sql import can_be_stored
 
 # A run skips what bears no server name, and says so.
 FAILING_STATUSES = frozenset(
@@ -74,41 +70,4 @@ def wanted_by(criteria: Mapping[str, object]) -> DestinationFilter | None:
         failing_for_ms=found.get("failing_for_ms"),
         failing_under_ms=found.get("failing_under_ms"),
         failures=frozenset(found.get("failure", ())),
-    )
-
-
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class SortedNames:
-    """The names of a list, each once, by whether a run can be for them.
-
-    Attributes:
-        usable: Those that it can be for.
-        unknown: Those that Synapse has no row for.
-        invalid: Those that no run can be for.
-    """
-
-    usable: Sequence[str]
-    unknown: Sequence[str]
-    invalid: Sequence[str]
-
-
-async def sort_out(
-    destinations: DestinationStore,
-    names: Iterable[str],
-    is_valid: Callable[[str], bool],
-) -> SortedNames:
-    """Sort the names of a list. Raises what the database raises.
-
-    Args:
-        destinations: Has their rows.
-        names: The names.
-        is_valid: Tells of a name whether a run can be for it, if it has a row.
-    """
-    names = list(dict.fromkeys(names))
-    valid = {name for name in names if is_valid(name)}
-    known = await destinations.get_many(list(filter(can_be_stored, valid)))
-    return SortedNames(
-        usable=[name for name in names if name in known],
-        unknown=[name for name in names if name in valid and name not in known],
-        invalid=[name for name in names if name not in valid],
     )

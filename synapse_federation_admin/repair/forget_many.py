@@ -2,7 +2,7 @@
 """Forgets many destinations, but for those with which local users share rooms."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 
 import attr
@@ -12,10 +12,9 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import BacklogStore
 from synapse_federation_admin.destinations.reader import DestinationReader
 from synapse_federation_admin.destinations.shared_rooms import SharedRoomsStore
-from synapse_federation_admin.destinations.store import DestinationStore
 from synapse_federation_admin.destinations.values import DestinationFilter, Sort
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.repair.criteria import SortedNames, sort_out, wanted_by
+from synapse_federation_admin.repair.criteria import wanted_by
 from synapse_federation_admin.repair.forget import (
     CHANGED,
     Forget,
@@ -77,20 +76,10 @@ class ForgetMany(Action):
     options = frozenset({"drop_to_device"})
 
     _homeserver: Homeserver
-    _destinations: DestinationStore
     _reader: DestinationReader
     _backlog: BacklogStore
     _shared_rooms: SharedRoomsStore
     _forget: Forget
-
-    async def sort_out(self, names: Iterable[str]) -> SortedNames:
-        """Sort the names of a list by whether they can be forgotten.
-
-        What bears no server name can be, too.
-        """
-        return await sort_out(
-            self._destinations, names, lambda name: len(name) <= limits.SERVER_NAME
-        )
 
     async def preview(
         self, wanted: DestinationFilter | Sequence[str], *, drop_to_device: bool

@@ -3,7 +3,7 @@
 
 import gc
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import attr
@@ -17,9 +17,7 @@ from synapse_federation_admin.failures.kinds import Reason
 from synapse_federation_admin.failures.names import why_not_contacted
 from synapse_federation_admin.failures.text import message_of
 from synapse_federation_admin.homeserver.homeserver import Homeserver
-from synapse_federation_admin.homeserver.server_name import is_server_name
 from synapse_federation_admin.repair.contact import outcome_of, probe, shown_contact
-from synapse_federation_admin.repair.criteria import SortedNames, sort_out
 from synapse_federation_admin.repair.follow_up import FollowUp
 from synapse_federation_admin.repair.pace import Pace
 from synapse_federation_admin.repair.runner import Action, persist
@@ -95,10 +93,6 @@ class ReconnectMany(Action):
     _audit: Audit
     _wake: Wake
     _follow_up: FollowUp
-
-    async def sort_out(self, names: Iterable[str]) -> SortedNames:
-        """Sort the names of a list by whether they can be contacted."""
-        return await sort_out(self._destinations, names, is_server_name)
 
     async def work(self, job: Job) -> None:
         """Contact what is in the queue; see `Action.work`."""
