@@ -31,7 +31,7 @@ from synapse_federation_admin.storage.schema import (
     Tables,
     TablesUnusableError,
 )
-from synapse_federation_admin.storage.sql import existing_tables
+from synapse_federation_admin.storage.sql import Sql, existing_tables
 
 NEWEST = SchemaVersion(VERSIONS[-1].number, VERSIONS[-1].compat)
 
@@ -370,8 +370,15 @@ class TablesTestCase(ModuleTestCase):
             with self.assertLogs("synapse_federation_admin", "WARNING") as logs:
                 self.assertEqual(self.reset().code, 200)
             self.assertIn("Cannot write to the audit", "".join(logs.output))
+            # Nor does another that is to be made again, with all that there are.
+            self.drop("recording")
+            self.run_sql("SET statement_timeout = '5s'")
+            since = Sql(f"SELECT since_ts FROM {PREFIX}recording")
+            run = self.tables.run("test", since.select_txn)
+            self.get_failure(run, LockedError)
         finally:
             connection.close()
+            self.run_sql("RESET statement_timeout")
         self.assertEqual(self.audit(), [])
         self.assertIsNone(self.get_json(self.destination_path(NAME))["failure_ts"])
 
