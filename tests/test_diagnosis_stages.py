@@ -120,6 +120,15 @@ def test_file(file: Fetched, cached: Any, expected: str) -> None:
         assert stage.failure.facts.left_ms == HOUR
 
 
+def test_no_file() -> None:
+    """That there is no file is said only where somebody has answered so."""
+    error = Failure(FailureKind.DNS_NOT_FOUND)
+    silent = (WellKnownRequest("https://a/", 1, error=error),), None, None
+    for file, said in ((absent(), "No such file: "), (silent, "Not to be had: ")):
+        found = conclude(file, lifetime_ms=1, cached=None, now_ms=NOW)
+        assert found.stage.message.startswith(said)
+
+
 def test_late_file() -> None:
     """Synapse waits for a file that does not come, unless it has an answer cached."""
     error = Failure(FailureKind.RESPONSE_TIMEOUT)

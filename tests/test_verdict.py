@@ -552,6 +552,13 @@ def test_sender(sender: Sender, expected: str, advice: str) -> None:
         assert never.kind is Kind.INVALID_NAME
 
 
+def test_sender_never_begun() -> None:
+    """What has never begun to send is not told as keeping up with it."""
+    for position, said in ((5, "and keeps up"), (None, "once it has begun to")):
+        sender = attr.evolve(RUNNING, position=position)
+        assert check_sender(sender, None, now_ms=9).message.endswith(said)
+
+
 @pytest.mark.parametrize("instance", ["federation_sender1", "main"])
 def test_position(instance: str) -> None:
     """Where it is known what was sent last, it is said how to go on from there."""

@@ -282,6 +282,8 @@ class SenderFindings(NamedTuple):
     @property
     def summary(self) -> str:
         """What there is to say if nothing is wrong."""
+        if self.sender.position is None:
+            return f"{self.sender.instance} sends to this server, once it has begun to"
         return f"{self.sender.instance} sends to this server, and keeps up"
 
 

@@ -103,7 +103,9 @@ class WellKnownFindings(NamedTuple):
     def summary(self) -> str:
         """What there is to say if nothing is wrong."""
         if self.m_server is None:
-            return "No such file: the server does not delegate"
+            # A name that does not exist, or has no web server, has not said so.
+            said = "Not to be had" if self.requests[-1].error else "No such file"
+            return f"{said}: requests go by the server name itself"
         return f"Delegates to {self.m_server}"
 
 
