@@ -141,6 +141,10 @@ class WritesTestCase(RecorderTestCase):
         self.assertEqual(
             [row["destination"] for row in self.rows("outages")], ["b.example"]
         )
+        self.recorder.watch(mock.Mock(under_way=lambda _: None))
+        # Nor is it one that something else is answered since.
+        self.recorder.answered("a.example", 9)
+        self.pass_s(WRITE_S)
         self.assertEqual(self.rows("successes"), [])
         # And what is taken next is taken note of at once.
         sent.destination, sent.error = "a.example", None

@@ -84,6 +84,8 @@ class Recorder:
         # when an answer of it was last noted, and to how large a request at the most.
         self._recovered_ts: dict[str, int] = {}
         self._noted: dict[str, tuple[int, int]] = {}
+        # Those that have refused a transaction so that Synapse does not back off.
+        self._refusing: dict[str, bool] = {}
         self._is_writing = False
         self._second_looks = SecondLooks(homeserver, self._take_found)
         self._wait_ms = _WRITE_EVERY_MS
@@ -153,7 +155,7 @@ class Recorder:
         """
         name = transaction.destination
         if transaction.error is None:
-            self._answered(name, transaction.bytes or 0)
+            self.taken(name, transaction.bytes or 0)
             return
         if not transaction.is_answered:
             return
@@ -185,6 +187,7 @@ class Recorder:
         """Take note of a failure for which Synapse does not back off."""
         if self._has_room(self._unwritten.failures, (name, failure.kind.value)):
             self._noted.pop(name, None)
+            keep_newest(self._refusing, name, True, limits.ANSWERING_DESTINATIONS)
             self._record(name, failure, self._homeserver.now_ms(), backs_off=False)
 
     def _record(self, name: str, failure: Failure, now_ts: int, **more: Any) -> None:
@@ -238,11 +241,19 @@ class Recorder:
     def answered(self, destination: str, size_bytes: int = 0) -> None:
         """Take note that a destination has answered.
 
-        Whether it has taken a transaction is known once its answer was read.
+        Whether it has taken a transaction is known once its answer was read. Of one
+        that has refused the last, and from which Synapse does not back off, no other
+        request proves that messages arrive.
         """
         sent = self._under_way(destination)
-        if sent is None or not sent.is_answered:
+        is_sent = sent is not None and sent.is_answered
+        if not is_sent and destination not in self._refusing:
             self._answered(destination, size_bytes)
+
+    def taken(self, destination: str, size_bytes: int = 0) -> None:
+        """Take note that a destination has taken a transaction, or an empty one."""
+        self._refusing.pop(destination, None)
+        self._answered(destination, size_bytes)
 
     def _answered(self, destination: str, size_bytes: int) -> None:
         now_ts = self._homeserver.now_ms()

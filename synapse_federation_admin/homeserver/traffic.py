@@ -52,6 +52,9 @@ class TrafficObserver(Protocol):
     def recovered(self, destination: str, *, has_answered: bool) -> None:
         """A destination that was failing has answered, or has asked us something."""
 
+    def taken(self, destination: str) -> None:
+        """A contact was taken, which is as good as a transaction."""
+
     def answered(self, destination: str, size_bytes: int) -> None:
         """A request of so many bytes was answered with 2xx; 0: it is not known."""
 
@@ -115,10 +118,10 @@ async def unobserved(request: Awaitable[T]) -> T:
 
 
 def tell_answered(hs: "HomeServer", destination: str) -> None:
-    """Tell that a contact was taken, which is as good as real traffic."""
+    """Tell that a contact was taken."""
     if observer := _observers.get(hs.hostname):
         try:
-            observer.answered(destination, 0)
+            observer.taken(destination)
         except Exception:
             # Whatever is wrong here, the contact was taken.
             logger.exception("Could not take note of a contact with '%s'", destination)
