@@ -3,13 +3,16 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import Any
 from unittest import mock
 from urllib.parse import quote
 
+import psycopg2
 import synapse.rest.admin
 from answers import check_answer
+from psycopg2.extensions import ISOLATION_LEVEL_READ_COMMITTED
 from synapse.rest.client import login, room
 from synapse.server import HomeServer
 from synapse.storage.database import LoggingTransaction
@@ -295,6 +298,33 @@ class ModuleTestCase(LoadsModule, unittest.HomeserverTestCase):
             return txn.fetchall() if txn.description else []
 
         return self.get_success(self.store.db_pool.runInteraction("test", run))
+
+    def plan(self, statement: str, args: Any = (), *, without: tuple[str, ...]) -> str:
+        """Return how the database reads, on PostgreSQL without some ways to do so."""
+
+        def plan_txn(txn: LoggingTransaction) -> str:
+            for way in without if self.is_postgres else ():
+                txn.execute(f"SET LOCAL enable_{way} = off")
+            how = "EXPLAIN" if self.is_postgres else "EXPLAIN QUERY PLAN"
+            txn.execute(f"{how} {statement}", args)
+            return str(txn.fetchall())
+
+        return self.get_success(self.store.db_pool.runInteraction("test", plan_txn))
+
+    @contextmanager
+    def connected(self) -> Iterator[Any]:
+        """Have a connection with PostgreSQL past Synapse, as another process has it."""
+        config = self.hs.config.database.get_single_database().config["args"]
+        args = {key: value for key, value in config.items() if key[:3] != "cp_"}
+        with closing(psycopg2.connect(**args)) as connection:
+            connection.set_isolation_level(ISOLATION_LEVEL_READ_COMMITTED)
+            yield connection
+
+    @property
+    def database_away(self) -> Exception:
+        """What a database raises that is away."""
+        module = self.store.database_engine.module
+        return module.OperationalError("connection lost")  # type: ignore[no-any-return]
 
     def insert(self, table: str, **values: Any) -> None:
         self.get_success(self.store.db_pool.simple_insert(table, values))

@@ -84,9 +84,3 @@ class RunsTestCase(ModuleTestCase):
         signal = self.store.external_cached_functions["synapse_federation_admin.runs"]
         received = signal._received  # type: ignore[attr-defined]
         return received.__self__  # type: ignore[no-any-return]
-
-    @property
-    def database_away(self) -> Exception:
-        """What a database raises that is away."""
-        module = self.store.database_engine.module
-        return module.OperationalError("connection lost")  # type: ignore[no-any-return]

@@ -296,8 +296,9 @@ class KeepTestCase(AuditTestCase):
     def test_failed(self) -> None:
         """That something went wrong is written, once the database is there for it."""
         entry = self.write(outcome="pending", details={"a": 1})
-        away = self.store.database_engine.module.OperationalError("gone")
-        with mock.patch.object(self.homeserver, "run_db_interaction", side_effect=away):
+        with mock.patch.object(
+            self.homeserver, "run_db_interaction", side_effect=self.database_away
+        ):
             self.log.end_as_failed(entry)
             self.wait(1)
         self.assertEqual(self.outcomes(), {entry.entry_id: "pending"})
@@ -327,7 +328,7 @@ class KeepTestCase(AuditTestCase):
             if len(attempts) in writes:
                 self.log.insert_txn(txn, [entry])
             if len(attempts) == 1:
-                raise self.store.database_engine.module.OperationalError("gone")
+                raise self.database_away
 
         with mock.patch.object(module.logger, "info") as info:
             self.get_success(self.homeserver.run_db_interaction("test", insert_txn))

@@ -284,11 +284,9 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
 
     def queue_elsewhere(self, name: str) -> bool:
         """Queue an event over a connection of our own; tell whether it has to wait."""
-        config = self.hs.config.database.get_single_database().config["args"]
-        args = {key: value for key, value in config.items() if key[:3] != "cp_"}
-        connection = psycopg2.connect(**args)
         try:
-            with connection, connection.cursor() as cursor:
+            with self.connected() as connection, connection:
+                cursor = connection.cursor()
                 cursor.execute("SET lock_timeout = '200ms'")
                 cursor.execute(
                     "INSERT INTO destination_rooms (destination, room_id, "
@@ -297,8 +295,6 @@ class ForgetManyTestCase(RunsTestCase, ForgetTestCase):
                 )
         except psycopg2.errors.LockNotAvailable:
             return True
-        finally:
-            connection.close()
         return False
 
     def test_filter(self) -> None:

@@ -158,11 +158,10 @@ class OneAtATimeTestCase(ContactTestCase):
         """Who waits while the database is away keeps nobody from theirs."""
         other, is_away = "other.example", True
         self.add_destination(other, *FAILING)
-        away = self.store.database_engine.module.OperationalError("gone")
 
         async def is_backing_off(_: RetryTimings, name: str) -> bool:
             if is_away and name == NAME:
-                raise away
+                raise self.database_away
             return False
 
         with mock.patch.object(RetryTimings, "is_backing_off", is_backing_off):

@@ -346,8 +346,7 @@ class StoriesTestCase(StoryTestCase):
     def test_database_away(self) -> None:
         """What the contact met is written soon after the database is there again."""
         self.reset()
-        away = self.store.database_engine.module.OperationalError("gone")
-        with mock.patch.object(Tables, "run", side_effect=away):
+        with mock.patch.object(Tables, "run", side_effect=self.database_away):
             self.answer()
             self.wait(3)
         self.assertEqual(self.outcomes()[0], "pending")

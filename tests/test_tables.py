@@ -6,11 +6,9 @@ from sqlite3 import OperationalError
 from typing import Any
 from unittest import mock
 
-import psycopg2
 import pytest
 from module_case import DESTINATIONS, FAILING, NAME, V2, ModuleTestCase
 from parameterized import parameterized
-from psycopg2.extensions import ISOLATION_LEVEL_READ_COMMITTED
 from synapse.storage.database import LoggingTransaction
 from test_access import EVERY_ROUTE
 from twisted.internet.defer import Deferred, fail
@@ -59,27 +57,6 @@ class InterruptedTransaction:
         if self._left < 0:
             raise Ended
         self._txn.execute(statement, args)
-
-
-class PlainTransaction:
-    """A transaction of a connection of our own, as Synapse's shows it."""
-
-    def __init__(self, cursor: Any, database_engine: Any) -> None:
-        self._cursor = cursor
-        self.database_engine = database_engine
-
-    @property
-    def description(self) -> Any:
-        return self._cursor.description
-
-    def execute(self, statement: str, args: Any = ()) -> None:
-        self._cursor.execute(statement.replace("?", "%s"), args)
-
-    def fetchone(self) -> Any:
-        return self._cursor.fetchone()
-
-    def fetchall(self) -> Any:
-        return self._cursor.fetchall()
 
 
 @pytest.mark.database
@@ -340,15 +317,6 @@ class TablesTestCase(ModuleTestCase):
         self.assertEqual(error.code, 503)
         self.assertIn("denied for table federation_admin_audit", error.msg)
 
-    def connect(self) -> Any:
-        """Connect with PostgreSQL, past Synapse."""
-        args = self.hs.config.database.databases[0].config["args"]
-        connection = psycopg2.connect(
-            host=args["host"], user=args["user"], dbname=args["dbname"]
-        )
-        connection.set_isolation_level(ISOLATION_LEVEL_READ_COMMITTED)
-        return connection
-
     def test_locked(self) -> None:
         """A table that somebody else has locked holds nobody up: not v1's reset, which
         goes unrecorded, and no connection for long."""
@@ -361,8 +329,7 @@ class TablesTestCase(ModuleTestCase):
             return
         self.add_destination(NAME, *FAILING)
         self.patch(module, "_LOCK_TIMEOUT", "50ms")
-        connection = self.connect()
-        try:
+        with self.connected() as connection:
             connection.cursor().execute("LOCK TABLE federation_admin_audit")
             with self.assertNoLogs("synapse.storage.txn", "WARNING"):
                 asked = self.ask("GET", f"{V2}/audit")
@@ -376,9 +343,7 @@ class TablesTestCase(ModuleTestCase):
             since = Sql(f"SELECT since_ts FROM {PREFIX}recording")
             run = self.tables.run("test", since.select_txn)
             self.get_failure(run, LockedError)
-        finally:
-            connection.close()
-            self.run_sql("RESET statement_timeout")
+        self.run_sql("RESET statement_timeout")
         self.assertEqual(self.audit(), [])
         self.assertIsNone(self.get_json(self.destination_path(NAME))["failure_ts"])
 
@@ -388,20 +353,22 @@ class TablesTestCase(ModuleTestCase):
             # There is one process on SQLite.
             return
         self.drop()
-        engine = self.hs.get_datastores().main.database_engine
         barrier = threading.Barrier(6, timeout=120)
         errors: list[Exception] = []
 
         def make() -> None:
-            connection = self.connect()
             try:
-                barrier.wait()
-                with connection, connection.cursor() as cursor:
-                    module._upgrade(PlainTransaction(cursor, engine))  # type: ignore[arg-type]
+                with self.connected() as connection, connection:
+                    txn = LoggingTransaction(
+                        txn=connection.cursor(),
+                        name="test",
+                        database_engine=self.store.database_engine,
+                        server_name=self.hs.hostname,
+                    )
+                    barrier.wait()
+                    module._upgrade(txn)
             except Exception as e:
                 errors.append(e)
-            finally:
-                connection.close()
 
         threads = [threading.Thread(target=make) for _ in range(6)]
         for thread in threads:
