@@ -44,6 +44,7 @@ def test_name(name: str, host: str, port: int | None, is_literal: bool) -> None:
         ("https://a.example", Reason.NAME_IS_URL),
         ("a.example/b", Reason.NAME_IS_URL),
         ("m\u00fcller.example", Reason.NAME_NOT_ASCII),
+        ("@a:b.example", Reason.NAME_MALFORMED),
         ("a.example:x", Reason.PORT_INVALID),
         ("a.example:0", Reason.PORT_INVALID),
         ("a.example:65536", Reason.PORT_INVALID),

@@ -78,7 +78,9 @@ class Reason(Worded):
     # Server names.
     NAME_IS_URL = "a server name has no scheme and no path"
     NAME_NOT_ASCII = "it is not ASCII: use Punycode"
-    NAME_MALFORMED = "a server name has the form host or host:port"
+    NAME_MALFORMED = (
+        "a server name has the form host or host:port, as after the colon of a user ID"
+    )
     PORT_INVALID = "the port is not a number from 1 to 65535"
     IPV6_INVALID = "what is in brackets is not an IPv6 address"
     LABEL_EMPTY = "a dot is at an end, or two are in a row"

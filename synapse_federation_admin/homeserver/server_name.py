@@ -98,7 +98,7 @@ def _why_not(name: str) -> NameFault:
     if "/" in name:
         return NameFault.NAME_IS_URL
     host, _, port = name.rpartition(":")
-    if host and not port.isdecimal() and "[" not in name and ":" not in host:
+    if host and not port.isdecimal() and ":" not in host and is_server_name(host):
         return NameFault.PORT_INVALID
     return NameFault.NAME_MALFORMED if name.isascii() else NameFault.NAME_NOT_ASCII
 
