@@ -85,7 +85,7 @@ async def needs_attention(asked: Asked, query: AttentionQuery) -> JsonDict:
     """
     services = asked.services
     services.features.require(Feature.BACKLOG)
-    found = await services.attention.get()
+    found = await services.attention.found.get()
     if found is None:
         return {"as_of_ts": None, "is_complete": None, "destinations": []}
     rows = found.most[: query.limit]

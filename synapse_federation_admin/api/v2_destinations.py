@@ -80,7 +80,7 @@ async def list_destinations(asked: Asked, query: DestinationsQuery) -> JsonDict:
         answer["as_of_ts"] = waiting and waiting.as_of_ts
         answer["is_complete"] = bool(waiting and waiting.has_all_waiting)
     elif Include.LOCAL_USERS in query.include:
-        affected = await services.attention.get()
+        affected = await services.attention.found.get()
         answer["as_of_ts"] = affected and affected.as_of_ts
     return {**answer, **next_token}
 
@@ -93,7 +93,7 @@ async def destinations_of(
     if not query.has_backlog:
         return destinations
     services.features.require(Feature.SHARED_ROOMS, Feature.BACKLOG)
-    return WaitingList(destinations, await services.attention.get())
+    return WaitingList(destinations, await services.attention.found.get())
 
 
 @operation(

@@ -131,7 +131,12 @@ def place(waiting: tuple[int, str]) -> tuple[int, str]:
 
 
 class AttentionStore:
-    """Finds the failing servers that matter most."""
+    """Finds the failing servers that matter most.
+
+    Attributes:
+        found: What was found last. What is too old is looked for anew, in the
+            background; who asks waits for it a moment only.
+    """
 
     def __init__(
         self,
@@ -152,20 +157,9 @@ class AttentionStore:
         self._homeserver = homeserver
         self._backlog = backlog
         self._last_failures = last_failures
-        self._found = Costly(
+        self.found = Costly(
             homeserver, "federation_admin_attention", self._find, keep_ms=_KEEP_MS
         )
-
-    async def get(self) -> Attention | None:
-        """Return what was found last; None if nothing is known yet.
-
-        What is too old is looked for anew, in the background; who asks waits for it a
-        moment only.
-
-        Raises:
-            Exception: Whatever the database raises.
-        """
-        return await self._found.get()
 
     async def local_users(
         self, rows: Sequence[Destination]
@@ -179,7 +173,7 @@ class AttentionStore:
         Raises:
             Exception: Whatever the database raises.
         """
-        found = await self.get()
+        found = await self.found.get()
         if found is None:
             return None, {}
         known = found.users

@@ -70,10 +70,6 @@ class _Column:
     has_none: str
     none: int | None
 
-    def comes_last(self, sort: Sort) -> bool:
-        """Whether rows without a value come last: NULL always, 0 as the least."""
-        return self.none is None or sort.direction is Direction.BACKWARDS
-
 
 def _column(name: str) -> _Column:
     return _Column(name, f"{name} IS NOT NULL", f"{name} IS NULL", None)
@@ -126,7 +122,9 @@ def segments(
     values = _with_value(
         column, direction, names, after if in_values else None, indexed=indexed
     )
-    if column.comes_last(sort) != reverse:
+    # NULL is last in both directions, 0 the least.
+    are_last = column.none is None or sort.direction is Direction.BACKWARDS
+    if are_last != reverse:
         return nones if in_nones else values + nones
     return values if in_values else nones + values
 

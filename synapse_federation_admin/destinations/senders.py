@@ -110,11 +110,6 @@ class Sender:
     reactor_late_ms: int | None = None
 
     @property
-    def is_behind(self) -> bool:
-        """Whether events are not sent though it may run: it is far behind, or ahead."""
-        return bool(self.ahead_events) or (self.behind_ms or 0) >= _LONG_MS
-
-    @property
     def is_waited_for(self) -> bool:
         """Whether an event has been waiting for longer than for one that runs."""
         return (self.behind_ms or 0) >= _WAITS_MS
@@ -126,8 +121,8 @@ class Sender:
 
     @property
     def stands_still(self) -> bool:
-        """Whether events do not leave by it: it does not run, or is far behind."""
-        return self.is_down or self.is_behind
+        """Whether events do not leave by it: or not yet, as it is far behind."""
+        return self.sends_nothing or (self.behind_ms or 0) >= _LONG_MS
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)

@@ -141,11 +141,6 @@ class DestinationFilter:
         """Whether there is no condition at all."""
         return self == DestinationFilter()
 
-    @property
-    def has_pattern(self) -> bool:
-        """Whether there is a condition on the name."""
-        return bool(self.name_contains or self.name_glob)
-
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Sort:

@@ -236,7 +236,8 @@ class Recorder:
         if self._add_success(destination, last_ts, now_ts) and since_ts is not None:
             # No failure of it may be recorded: then Synapse's row, which it clears
             # now, is all that there is.
-            self._unwritten.add_since(destination, min(since_ts, now_ts))
+            # If it has failed and answered several times, the first counts.
+            self._unwritten.since.setdefault(destination, min(since_ts, now_ts))
 
     def answered(self, destination: str, size_bytes: int = 0) -> None:
         """Take note that a destination has answered.

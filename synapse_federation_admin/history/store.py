@@ -246,12 +246,7 @@ class HistoryStore:
             return []
         found = await self._run(
             "outages",
-            partial(
-                outages.select_txn,
-                destination=destination,
-                before_ts=before_ts,
-                limit=limit,
-            ),
+            lambda txn: outages.select_txn(txn, destination, before_ts, limit),
         )
         now_ts = self._homeserver.now_ms()
         upto_ts = now_ts + AHEAD_MS

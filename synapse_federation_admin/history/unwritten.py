@@ -76,13 +76,6 @@ class Unwritten:
         if failure and answer.accepted_bytes >= AS_LARGE * (failure.refused_bytes or 0):
             self.failures[key] = attr.evolve(failure, refused_bytes=None)
 
-    def add_since(self, destination: str, since_ts: int) -> None:
-        """Add since when a destination was failing that has answered.
-
-        If it has failed and answered several times, the first counts.
-        """
-        self.since.setdefault(destination, since_ts)
-
     def take(self) -> "Unwritten":
         """Take some of it, the oldest."""
         failed, answered = _take(self.failures), _take(self.answers)

@@ -33,8 +33,8 @@ def shown(wanted: DestinationFilter) -> dict[str, object]:
     if wanted == ALL_FAILING:
         return {"all_failing": True}
     found: dict[str, object] = {}
-    if wanted.has_pattern:
-        found["destination"] = wanted.name_glob or wanted.name_contains
+    if name := wanted.name_glob or wanted.name_contains:
+        found["destination"] = name
     if wanted.statuses:
         found["status"] = sorted(status.value for status in wanted.statuses)
     if wanted.failing_for_ms is not None:

@@ -129,7 +129,8 @@ class ReconnectMany(Action):
 
     async def record(self, job: Job, results: Sequence[RunResult]) -> bool:
         """Write the results of contacts, and wake; return whether the run goes on."""
-        connected = _connected(results)
+        outcome = ReconnectOutcome.CONNECTED.value
+        connected = [r.destination for r in results if r.outcome == outcome]
         clear = partial(
             self._clear_txn, connected, await self._follow_up.unsent(connected)
         )
@@ -330,12 +331,6 @@ class _Contacts:
 
     def _now_s(self) -> float:
         return self._homeserver.reactor.seconds()
-
-
-def _connected(results: Sequence[RunResult]) -> list[str]:
-    """Return those of some destinations that have answered."""
-    connected = ReconnectOutcome.CONNECTED.value
-    return [result.destination for result in results if result.outcome == connected]
 
 
 def _collect(begun: int) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What fails, in words: kinds, and for how long. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import attr
 
@@ -59,11 +59,6 @@ def heat(count: int, most: int) -> int:
     return 0 if not count else 1 + 8 * count.bit_length() // max(most.bit_length(), 1)
 
 
-def ordered(counts: Iterable[tuple[str, int]]) -> list[str]:
-    """Return the keys, that of the largest number first."""
-    return [key for key, _ in sorted(counts, key=lambda item: (-item[1], item[0]))]
-
-
 @attr.s(slots=True, frozen=True, auto_attribs=True)
 class Row:
     """A row of the table of what fails.
@@ -86,15 +81,15 @@ def heat_table(table: Mapping[str, Mapping[str, int]]) -> list[Row]:
         table: Of each kind, how many have been failing for how long, as in the summary.
     """
     most = max((n for ages in table.values() for n in ages.values()), default=0)
-    totals = [(kind, sum(ages.values())) for kind, ages in table.items()]
-    return [
+    rows = [
         Row(
             kind,
             [
                 (number, heat(number, most))
-                for number in (table[kind].get(column.age, 0) for column in AGES)
+                for number in (ages.get(column.age, 0) for column in AGES)
             ],
-            sum(table[kind].values()),
+            sum(ages.values()),
         )
-        for kind in ordered(totals)
+        for kind, ages in table.items()
     ]
+    return sorted(rows, key=lambda row: (-row.total, row.kind))
