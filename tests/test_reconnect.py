@@ -42,12 +42,20 @@ class OutcomesTestCase(ReconnectTestCase, MembersTestCase):
 
     def test_not_sent(self) -> None:
         """Where the sender was never started, nobody is connected by an answer."""
-        self.run_sql("DELETE FROM federation_stream_position")
+        rename = (
+            "UPDATE federation_stream_position SET instance_name = '{}' "
+            "WHERE instance_name = '{}'"
+        )
+        self.run_sql(rename.format("other", "sender1"))
         channel = self.reconnect()
         self.answer()
         self.assertEqual(channel.json_body["outcome"], "not_sent")
         self.assertEqual(self.row(NAME), (0, 0, None, 7))
-        self.assertEqual(self.outcomes(), ["not_sent"])
+        # Once it has begun, that it had not some seconds ago is nothing.
+        self.run_sql(rename.format("sender1", "other"))
+        self.reconnect()
+        self.answer()
+        self.assertEqual(self.outcomes(), ["connected", "not_sent"])
 
     @parameterized.expand(
         [

@@ -258,9 +258,12 @@ class Senders:
 
     async def unsent(self, destinations: Iterable[str]) -> set[str]:
         """Return those of some destinations to whom it is known that nothing leaves."""
-        lately = await self.lately.get()
-        assert lately is not None  # It is waited for.
-        return {d for d in destinations if self._of(lately, d).sends_nothing}
+        found = set(destinations)
+        # What runs is told as it was some seconds ago; that one does not, as it is.
+        for read in (self.lately.get, self.read):
+            if found and (processes := await read()):
+                found = {d for d in found if self._of(processes, d).sends_nothing}
+        return found
 
     def _of(self, processes: Processes, destination: str) -> Sender:
         name, senders = self._homeserver.sender_of(destination), processes.senders
