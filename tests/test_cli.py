@@ -198,7 +198,7 @@ def test_since_when(answers: dict[str, Any]) -> None:
     assert "Rooms  2  the oldest for at least 1 h; each counts" in run("status").stdout
     indexes = {"enabled": True, "ready": False, "errors": {"an_index": "disk full"}}
     answers["/summary"]["indexes"] = indexes
-    assert "not ready\n  an_index  disk full" in run("status").stdout
+    assert "not ready\n  an_index: disk full" in run("status").stdout
     failed = {"last_failure": {"kind": "other", "message": "x", "last_ts": 2}}
     answers["/destinations/a.example"] = {**row, **failed, "last_success_ts": 1}
     answers["/destinations/a.example/outages"] = {}
@@ -240,6 +240,7 @@ def test_not_all(answers: dict[str, Any]) -> None:
     answers[f"{path}/outages"] = {"outages": outages, "next_token": "x"}
     answers[f"{path}/shared_rooms"] = {"rooms": rooms, "next_token": "x"}
     shown = run("show", "a.example").stdout
+    assert "They answered us  not recorded" in shown
     assert "and earlier ones, which `outages`" in shown
     assert "and 8 more, which `shared-rooms`" in shown
     assert "2 h, 1 h of it not failing, reset" in shown

@@ -83,7 +83,7 @@ def _status(answers: Json, width: int) -> Iterator[RenderableType]:
     indexes = summary.get("indexes") or {}
     if indexes.get("enabled") and not indexes.get("ready"):
         yield Text("\nOptional indexes are not ready", "bold")
-        yield grid((line(n), line(e)) for n, e in indexes.get("errors", {}).items())
+        yield from (line(f"  {n}: {e}") for n, e in indexes.get("errors", {}).items())
     off = {
         name: state
         for name, state in answers["status"].get("features", {}).items()

@@ -107,11 +107,11 @@ def _facts(server: Json) -> Iterator[tuple[RenderableType, ...]]:
         yield "Next try", next_try(server)
         yield "Failing since", exact(server.get("failure_ts"))
         yield "Last tried", exact(server.get("retry_last_ts"))
-    answered = ago(server.get("last_success_ts"), "not since that is recorded")
-    yield "They answered us", answered
+    availability = server.get("availability")
+    unanswered = "not since that is recorded" if availability else "not recorded"
+    yield "They answered us", ago(server.get("last_success_ts"), unanswered)
     reached = server.get("inbound", {}).get("last_transaction_ts")
     yield "They reached us", ago(reached, "by no transaction within the last day")
-    availability = server.get("availability")
     days = f"not failing {share(availability)} of the time"
     if (known_share := (availability or {}).get("share")) in (None, 1):
         days = "not failing at any time" if known_share else "not recorded"
