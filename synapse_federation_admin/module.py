@@ -33,8 +33,6 @@ class FederationAdmin:
 
     def __init__(self, config: FederationAdminConfig, api: "ModuleApi") -> None:
         # Only now: on a Synapse that parse_config has refused, these might not import.
-        from synapse.module_api.errors import ConfigError
-
         from synapse_federation_admin.homeserver.selfcheck import check_names
 
         features = Features()
@@ -50,8 +48,6 @@ class FederationAdmin:
             check_names(api, features)
             if features.is_on(Feature.MOUNT):
                 self._wire(config, api, features)
-        except ConfigError:
-            raise
         except Exception as e:
             # Nothing is mounted: Synapse answers as if this module were not there.
             features.switch_off(Feature.MOUNT, e)
@@ -73,8 +69,15 @@ class FederationAdmin:
     ) -> None:
         """Make what is on, mount it, and start it once the tables were looked at."""
         from synapse_federation_admin.api import Api, Services
-        from synapse_federation_admin.homeserver.admin_resource import mount
+        from synapse_federation_admin.homeserver.admin_resource import is_taken, mount
 
+        if is_taken(api):
+            features.switch_off(
+                Feature.MOUNT,
+                "a module serves its place already: this one must be in `modules` only "
+                "once, and before any other that serves /_synapse/admin",
+            )
+            return
         services = Services(features, config)
         starts: list[tuple[Feature, Start]] = []
 

@@ -10,7 +10,6 @@ from synapse.app.generic_worker import GenericWorkerServer
 from synapse.app.homeserver import SynapseHomeServer
 from synapse.config.server import parse_listener_def
 from synapse.http.server import JsonResource
-from synapse.module_api.errors import ConfigError
 from synapse.rest import SERVLET_GROUPS
 from synapse.server import HomeServer
 from synapse.util.clock import Clock
@@ -313,9 +312,15 @@ class OtherModuleTestCase(HomeserverTestCase):
     """Two modules that want the same path."""
 
     def test_path_is_taken(self) -> None:
-        """If another module has the path, Synapse does not start without saying so."""
-        api = self.hs.get_module_api()
-        api.register_web_resource("/_synapse/admin", Resource())
+        """If another module has the path, Synapse starts, and the log says so.
 
-        with self.assertRaisesRegex(ConfigError, "a module already serves"):
+        Another may also be the same, twice: nothing is begun a second time.
+        """
+        api = self.hs.get_module_api()
+        other = Resource()
+        api.register_web_resource("/_synapse/admin", other)
+        with self.assertLogs("synapse_federation_admin", "ERROR") as logs:
             FederationAdmin(FederationAdmin.parse_config({}), api)
+        self.assertIn("only once", "".join(logs.output))
+        self.assertIs(self.hs._module_web_resources["/_synapse/admin"], other)
+        self.assertEqual(self.hs.get_datastores().main.external_cached_functions, {})

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from synapse.http.server import HttpServer as HttpServer, JsonResource
 from synapse.module_api import JsonDict, ModuleApi, SynapseRequest
-from synapse.module_api.errors import ConfigError
 from synapse.rest.admin import register_servlets
 from synapse.rest.admin.media import register_servlets_for_media_repo
 from twisted.internet.address import UNIXAddress
@@ -37,6 +36,11 @@ _CLIENT: _Surface = frozenset({"client"})
 _CLIENT_AND_MEDIA: _Surface = frozenset({"client", "media"})
 
 
+def is_taken(api: ModuleApi) -> bool:
+    """Tell whether another module serves the path: Synapse keeps the first one's."""
+    return ADMIN_PATH in getattr(api._hs, "_module_web_resources", {})
+
+
 def mount(
     api: ModuleApi,
     register: Callable[[HttpServer], None],
@@ -49,24 +53,9 @@ def mount(
         register: Registers our servlets. Where Synapse has one of the same pattern and
             method, ours answers.
         console: Returns what answers below `CONSOLE_PATH`; None while nothing does.
-
-    Raises:
-        ConfigError: Another module has registered a resource at the path.
     """
-    hs: HomeServer = api._hs
-    resource = AdminResource(hs, register, console)
+    resource = AdminResource(api._hs, register, console)
     api.register_web_resource(ADMIN_PATH, resource)
-    # Synapse keeps the first module's resource, and only logs that it does.
-    resources: dict[str, Resource] = getattr(
-        hs, "_module_web_resources", {ADMIN_PATH: resource}
-    )
-    if resources.get(ADMIN_PATH) is not resource:
-        raise ConfigError(
-            f"a module already serves {ADMIN_PATH}: synapse_federation_admin."
-            "FederationAdmin must be in `modules` only once, and before any other "
-            "module that serves that path",
-            path=("modules",),
-        )
     return resource
 
 
