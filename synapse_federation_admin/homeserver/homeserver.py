@@ -5,9 +5,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-import attr
 from synapse.module_api import JsonDict
 
 from synapse_federation_admin import limits
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class InMemory:
+class InMemory(NamedTuple):
     """What a process that sends has in memory.
 
     Attributes:

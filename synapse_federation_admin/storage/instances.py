@@ -41,7 +41,7 @@ _TOLD = (
     "module_version",
     "synapse_version",
     "sends",
-    *attr.fields_dict(InMemory),
+    *InMemory._fields,
     "reactor_late_ms",
 )
 
@@ -139,7 +139,7 @@ def beat_txn(txn: LoggingTransaction, instance: Instance, uptime_ms: int) -> Non
             instance.module_version,
             instance.synapse_version,
             int(instance.sends),
-            *attr.astuple(instance.in_memory or InMemory()),
+            *(instance.in_memory or InMemory()),
             instance.reactor_late_ms,
         ),
     )

@@ -112,6 +112,7 @@ def shown(value: Any) -> Any:
     return value
 
 
+@cache
 def _has_keys(kind: Any) -> bool:
     """Tell whether a type is a class of values: of attrs, or a named tuple."""
     return attr.has(kind) or hasattr(kind, "_fields")
