@@ -28,6 +28,8 @@ FILES = sorted(ROOM.glob("*.py"))
 # Of types of Python's own, and of Twisted's documented ones.
 PUBLIC = {
     *("get", "append", "encode", "decode", "values", "items", "https_proxy"),
+    # Of a named tuple.
+    "_replace",
     # Of a Deferred that Synapse returns.
     *("addTimeout", "addErrback"),
     # Of a datastore's cached function, a path of attributes that ends with it.

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from synapse.server import HomeServer
     from synapse.storage import DataStore
 
-    from synapse_federation_admin.homeserver.homeserver import Homeserver
+    from synapse_federation_admin.homeserver.database import Database
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class Network:
 
     def __init__(
         self,
-        homeserver: "Homeserver",
+        homeserver: "Database",
         *,
         max_lifetime_s: float = limits.CONTACT_CONNECTION_S,
     ) -> None:

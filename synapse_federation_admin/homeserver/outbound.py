@@ -35,7 +35,7 @@ from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.tls_policy import TlsObserver
 
 if TYPE_CHECKING:
-    from synapse_federation_admin.homeserver.homeserver import Homeserver
+    from synapse_federation_admin.homeserver.database import Database
 
 
 class Outbound(Federation):
@@ -45,7 +45,7 @@ class Outbound(Federation):
     settings, over bounded connections.
     """
 
-    def __init__(self, homeserver: "Homeserver", *, max_lifetime_s: float) -> None:
+    def __init__(self, homeserver: "Database", *, max_lifetime_s: float) -> None:
         """Make no connection yet: see `Network`."""
         super().__init__(homeserver, max_lifetime_s=max_lifetime_s)
         # Five threads at once would take every turn from the reactor, for 0.1 s.
