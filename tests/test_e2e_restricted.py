@@ -92,6 +92,18 @@ def test_one(cluster: Cluster, behaviour: Behaviour, process: str) -> None:
     assert read_rows(cluster.synapse)[name] == before
 
 
+def test_too_large(cluster: Cluster) -> None:
+    """That this side stops reading an answer is told as that."""
+    cluster.remote.switch(Behaviour.HEALTHY)
+    cluster.remote.special = lambda path, _body: (
+        (200, {"pdus": {}, "x": "x" * 300_000}) if "/send/" in path else None
+    )
+    answer = cluster.synapse.as_admin().reconnect(cluster.remote.server_name)
+    cluster.remote.special = lambda _path, _body: None
+    error = answer["contact"]["error"]
+    assert (error["kind"], error["reason"]) == ("invalid_response", "body_too_large")
+
+
 def test_bulk(cluster: Cluster) -> None:
     """So does a bulk run on main, which may not go out itself either."""
     client = cluster.synapse.as_admin()

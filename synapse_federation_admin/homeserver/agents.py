@@ -14,6 +14,7 @@ from synapse.http.federation.well_known_resolver import WellKnownResolver
 from synapse.logging.context import PreserveLoggingContext, current_context
 from synapse.module_api import run_in_background
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent
@@ -66,8 +67,7 @@ class AttemptAgent:
         if wrong is not None and response.code >= _ERROR:
             # Of a path in it becomes one of the request, which nobody knows there.
             raise wrong
-        if attempt is not None:
-            response.deliverBody = partial(_deliver, attempt, response.deliverBody)  # type: ignore[method-assign]  # of this object alone
+        response.deliverBody = partial(_deliver, attempt, response.deliverBody)  # type: ignore[method-assign]  # of this object alone
         response.phrase = _plain_text(response.phrase).encode()
         headers = response.headers.getRawHeaders(b"Content-Type")
         if headers is not None:
@@ -86,13 +86,16 @@ class AttemptAgent:
 
 
 def _deliver(
-    attempt: Attempt, deliver: Callable[[IProtocol], None], reader: IProtocol
+    attempt: Attempt | None, deliver: Callable[[IProtocol], None], reader: IProtocol
 ) -> None:
     """Deliver a body; that it is cut off by this side is no fault of the other's."""
     lost = reader.connectionLost
 
     def connection_lost(reason: Failure) -> None:
-        if attempt.is_dropped:
+        reasons = getattr(reason.value, "reasons", ())
+        # Where another process goes out, only the connection to that is bounded here.
+        is_aborted = any(each.check(ConnectionAborted) for each in reasons)
+        if is_aborted if attempt is None else attempt.is_dropped:
             reason = Failure(BodyExceededMaxSize(limits.CONNECTION_BYTES))
         lost(reason)
 
