@@ -84,19 +84,6 @@ class InvalidNamesTestCase(ModuleTestCase):
 class SummaryTestCase(SummaryTestCaseBase):
     """SummaryStore.get."""
 
-    def test_nothing(self) -> None:
-        """Of nothing, everything is 0, and every status and age is there."""
-        self.assertEqual(
-            self.get(),
-            Summary(
-                as_of_ts=self.clock.time_msec(),
-                total=0,
-                by_status=dict.fromkeys(DestinationStatus, 0),
-                failing_by_age=dict.fromkeys(FailureAge, 0),
-                backlog=TotalBacklog(as_of_ts=self.clock.time_msec()),
-            ),
-        )
-
     def test_kept(self) -> None:
         """Where counting takes long it is done once in ten seconds, for all who ask;
         and anew once this process has changed something, also meanwhile."""

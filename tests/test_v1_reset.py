@@ -7,7 +7,6 @@ from unittest import mock
 import pytest
 from module_case import DESTINATIONS, FAILING, NAME, V2, ResetTestCase
 
-from synapse_federation_admin.homeserver.federation import Federation
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 
@@ -122,14 +121,6 @@ class AnswersTestCase(ResetTestCase):
                 self.assertEqual(self.reset(name).code, 200)
             wake.assert_not_called()
             self.assertEqual(self.row(name), (0, 0, None, 7))
-
-    def test_no_contact(self) -> None:
-        """With `contact_on_reset: false` nothing is asked of the destination."""
-        self.add_destination(NAME, *FAILING)
-        with mock.patch.object(Federation, "contact") as contact:
-            self.reset()
-            self.pump(1)
-        contact.assert_not_called()
 
     def test_clears_before_it_wakes(self) -> None:
         """First the row is cleared, then this process is woken, then the others are.
