@@ -4,10 +4,9 @@
 It is read only when somebody asks, and once for all who ask within some seconds.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import attr
-from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.costly import Costly
@@ -65,7 +64,7 @@ class ChangesStore:
             waits_always=True,
         )
         # When each change was first read: what is written late is told all the same.
-        self._seen_ts: Mapping[Hashable, int] = {}
+        self._seen_ts: Mapping[object, int] = {}
 
     async def since(self, since_ts: int) -> Changes:
         """Return what was read for the first time after a time."""
@@ -73,16 +72,16 @@ class ChangesStore:
         assert found is not None
         seen_ts = self._seen_ts
 
-        def new(each: Hashable) -> bool:
-            return seen_ts.get(each, found.as_of_ts) > since_ts
+        def new(each: object) -> bool:
+            return seen_ts.get(_state_of(each), found.as_of_ts) > since_ts
 
         return Changes(
             found.as_of_ts,
             found.is_complete and since_ts >= found.as_of_ts - _WINDOW_MS,
             tuple(filter(new, found.failed)),
             tuple(filter(new, found.came_back)),
-            tuple(run for run in found.runs if new(_state_of_run(run))),
-            tuple(entry for entry in found.audit if new(_state_of_entry(entry))),
+            tuple(filter(new, found.runs)),
+            tuple(filter(new, found.audit)),
         )
 
     async def _refresh(self) -> Changes:
@@ -91,28 +90,18 @@ class ChangesStore:
         failed: Sequence[Failed] = ()
         came_back: Sequence[CameBack] = ()
         if self._tables.has_history:
-
-            def read_txn(
-                txn: LoggingTransaction,
-            ) -> tuple[list[Failed], list[CameBack]]:
-                return (
+            failed, came_back = await self._tables.run(
+                "federation_admin_changes",
+                lambda txn: (
                     records.failed_since_txn(txn, after_ts, now_ms, most),
                     outages.ended_since_txn(txn, after_ts, now_ms, most),
-                )
-
-            failed, came_back = await self._tables.run(
-                "federation_admin_changes", read_txn
+                ),
             )
         audit = await self._audit.read(AuditFilter(since_ts=after_ts), None, most)
         runs = await self._runs.read(None, limits.TOLD_RUNS)
         lately = [run for run in runs if run.updated_ts > after_ts]
-        keys = {
-            *failed,
-            *came_back,
-            *map(_state_of_run, lately),
-            *map(_state_of_entry, audit),
-        }
-        self._seen_ts = {key: self._seen_ts.get(key, now_ms) for key in keys}
+        states = set(map(_state_of, (*failed, *came_back, *lately, *audit)))
+        self._seen_ts = {of: self._seen_ts.get(of, now_ms) for of in states}
         return Changes(
             now_ms,
             max(len(failed), len(came_back), len(audit)) < most
@@ -124,9 +113,10 @@ class ChangesStore:
         )
 
 
-def _state_of_run(run: Run) -> Hashable:
-    return run.run_id, run.updated_ts, run.status, run.done
-
-
-def _state_of_entry(entry: AuditEntry) -> Hashable:
-    return entry.entry_id, entry.ended_ts, entry.outcome
+def _state_of(each: object) -> object:
+    """Return what tells a change from others, and from what it was before."""
+    if isinstance(each, Run):
+        return each.run_id, each.updated_ts, each.status, each.done
+    if isinstance(each, AuditEntry):
+        return each.entry_id, each.ended_ts, each.outcome
+    return each

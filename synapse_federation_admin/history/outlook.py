@@ -366,27 +366,23 @@ class RecentAttemptsStore:
         correlation = await self.correlation(max_age_ms)
         if correlation.last_hour.began < _WORTH_LOOKING:
             return
-
-        def not_looked_up(txn: LoggingTransaction) -> list[str]:
-            return not_looked_up_txn(
+        names = await self._tables.run(
+            "federation_admin_addresses",
+            lambda txn: not_looked_up_txn(
                 txn,
                 since_ts=now_ts - _HOUR_MS,
                 known_ms=_known_ms(txn, now_ts),
                 looked_ts=now_ts - _LOOK_AGAIN_MS,
                 limit=limits.CORRELATED_SERVERS,
-            )
-
-        names = await self._tables.run("federation_admin_addresses", not_looked_up)
+            ),
+        )
         if not names:
             return
         found = await self._find_addresses(names)
+        found = {name: found.get(name, []) for name in names}
         await self._tables.run(
             "federation_admin_addresses",
-            partial(
-                records.write_addresses_txn,
-                found={name: found.get(name, []) for name in names},
-                looked_ts=now_ts,
-            ),
+            lambda txn: records.write_addresses_txn(txn, found, now_ts),
         )
 
 

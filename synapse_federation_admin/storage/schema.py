@@ -195,14 +195,10 @@ class Tables:
         That of their version is made again here: nobody else needs it while Synapse
         runs.
         """
-
-        def stored_version_txn(txn: LoggingTransaction) -> SchemaVersion:
-            return _stored_version(txn, _existing(txn))
-
         read = partial(
             self._homeserver.run_db_interaction,
             "federation_admin_tables",
-            _impatient(stored_version_txn),
+            _impatient(lambda txn: _stored_version(txn, _existing(txn))),
         )
         found = await read()
         if self._is_ready and not found.version:
