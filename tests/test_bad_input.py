@@ -340,8 +340,8 @@ class LargeBodyTestCase(ModuleTestCase):
             # Who asks is read there, too.
             (self.hs.get_auth(), "get_user_by_req", f"{FEDERATION}/audit"),
             # The first piece of a long list.
-            (DestinationReader, "run", f"{FEDERATION}/destinations/export"),
-            (DestinationReader, "run", f"{DESTINATIONS}?limit=100000"),
+            (DestinationReader, "pass_over", f"{FEDERATION}/destinations/export"),
+            (DestinationReader, "pass_over", f"{DESTINATIONS}?limit=100000"),
         ):
             with mock.patch.object(of, name, side_effect=goes):
                 channel = self.ask("GET", path)

@@ -13,7 +13,7 @@ from synapse.logging.context import PreserveLoggingContext
 from twisted.internet.defer import Deferred
 
 from synapse_federation_admin import limits
-from synapse_federation_admin.destinations.reader import DestinationReader
+from synapse_federation_admin.destinations.reader import DestinationList
 from synapse_federation_admin.destinations.summary import SummaryStore, TotalBacklog
 from synapse_federation_admin.history.gauges import Monitor
 
@@ -208,7 +208,7 @@ class ListV2Test(V2TestCase):
             (f"{LIST}/export", "application/x-ndjson"),
             (f"{DESTINATIONS}?limit={limits.PLAIN_PAGE + 1}", "application/json"),
         ):
-            with patch.object(DestinationReader, "run", side_effect=AssertionError):
+            with patch.object(DestinationList, "_run", side_effect=AssertionError):
                 channel = self.ask("HEAD", path)
             self.assertEqual(channel.code, 200)
             (kind,) = channel.headers.getRawHeaders("Content-Type")

@@ -44,8 +44,10 @@ async def list_unlisted(asked: Asked, query: Paged) -> JsonDict:
     How many there are is in the summary. A page costs a pass over what waits.
     """
     services, paging = asked.services, Paging(query, "unlisted")
+    read_txn = partial(unlisted_txn, after=paging.after or "", limit=paging.limit)
+    run = services.homeserver.run_db_interaction
     names = await services.reader.pass_over(
-        partial(unlisted_txn, after=paging.after or "", limit=paging.limit)
+        lambda: run("federation_admin_list_unlisted", read_txn)
     )
     some, next_token = paging.cut(names, lambda last: last)
     backlogs = await services.backlog.of(some)

@@ -8,7 +8,7 @@ One file of over 400 lines: by which way a page is found is decided at one place
 """
 
 import sys
-from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Sequence
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -106,19 +106,10 @@ class DestinationReader:
             self._features.require(Feature.HISTORY)
         return DestinationList(self, wanted, sort)
 
-    async def pass_over(
-        self, func: Callable[[LoggingTransaction], T], *, uses_own: bool = False
-    ) -> T:
-        """Run a transaction that may cost a pass over the table, in its turn."""
+    async def pass_over(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Await what may cost a pass over the table, in its turn."""
         async with self._passes("pass"):
-            return await self.run(func, uses_own=uses_own)
-
-    async def run(
-        self, func: Callable[[LoggingTransaction], T], *, uses_own: bool = False
-    ) -> T:
-        """Run a transaction; `uses_own`: one that uses tables of the module's own."""
-        run = self.tables.run if uses_own else self.homeserver.run_db_interaction
-        return await run("federation_admin_list_destinations", func)
+            return await read()
 
 
 @attr.s(slots=True, frozen=True, auto_attribs=True)
@@ -131,10 +122,6 @@ class DestinationList:
     _reader: DestinationReader
     wanted: DestinationFilter
     sort: Sort
-
-    @property
-    def _uses_own(self) -> bool:
-        return bool(self.wanted.failures)
 
     @property
     def key(self) -> Hashable:
@@ -169,7 +156,7 @@ class DestinationList:
             return []
         read_txn = partial(self._read_txn, after=after, limit=limit)
         if self._is_by_key:
-            return await self._reader.run(read_txn, uses_own=self._uses_own)
+            return await self._run(read_txn)
         return await self._once("read", (after, limit), read_txn)
 
     async def among(self, names: Sequence[str]) -> dict[str, Destination]:
@@ -177,9 +164,7 @@ class DestinationList:
         if not names or not await self._prepare():
             return {}
         these = [any_of("destination", names), Sql(FAILING), *self._conditions()]
-        return await self._reader.run(
-            partial(rows_txn, conditions=these), uses_own=self._uses_own
-        )
+        return await self._run(partial(rows_txn, conditions=these))
 
     async def pieces(
         self, after: Position | None, limit: int = sys.maxsize
@@ -229,9 +214,7 @@ class DestinationList:
         What many wait for is kept for longer than it is needed.
         """
         read_txn = partial(self._read_txn, after=after, limit=limit)
-        return run_in_background(
-            self._reader.pass_over, read_txn, uses_own=self._uses_own
-        )
+        return run_in_background(self._reader.pass_over, partial(self._run, read_txn))
 
     async def position_at(self, offset: int, total: int) -> Position | None:
         """Return the position behind the first `offset` rows.
@@ -387,8 +370,15 @@ class DestinationList:
         return await self._reader.homeserver.single_flight.run(
             f"federation_admin_{what}",
             (self.key, which),
-            lambda: self._reader.pass_over(func, uses_own=self._uses_own),
+            lambda: self._reader.pass_over(partial(self._run, func)),
         )
+
+    async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:
+        """Run a transaction; our own tables are needed by some filters only."""
+        reader = self._reader
+        own = self.wanted.failures
+        run = reader.tables.run if own else reader.homeserver.run_db_interaction
+        return await run("federation_admin_list_destinations", func)
 
 
 def _select(
