@@ -333,7 +333,8 @@ def _wire_metrics(s: "Services") -> Iterable[Start]:
 
     async def senders() -> "Sequence[Sender]":
         """Return who sends; nobody while that is not known."""
-        return await s.senders.all() if s.features.is_on(Feature.SENDERS) else ()
+        is_on = s.features.is_on(Feature.SENDERS)
+        return (await s.senders.read()).senders if is_on else ()
 
     recent = s.recent_attempts if s.features.is_on(Feature.HISTORY) else None
     monitor = Monitor(s.homeserver, s.summary, senders, recent)

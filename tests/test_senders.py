@@ -70,7 +70,7 @@ class SendersTestCase(MembersTestCase):
         )
 
     def all(self) -> Sequence[Sender]:
-        return self.get_success(self.senders.all())
+        return self.get_success(self.senders.read()).senders
 
     def sender(self, destination: str = "a.example") -> Sender:
         return self.get_success(self.senders.of(destination))

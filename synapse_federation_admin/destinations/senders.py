@@ -4,9 +4,6 @@
 A federation sender goes through all events, in the order of the stream, and queues
 those of ours for the destinations in their rooms. How far it has come is its position:
 a row of `federation_stream_position`. What it has not come to is in no queue.
-
-One file of over 400 lines: what a process says of itself, and what the rows say of it,
-are judged together.
 """
 
 import time
@@ -247,10 +244,6 @@ class Senders:
         )
 
     # -- all of them -------------------------------------------------------------------
-
-    async def all(self) -> tuple[Sender, ...]:
-        """Return those that send; one of the state `nobody` if nobody does."""
-        return (await self.read()).senders
 
     async def of(self, destination: str) -> Sender:
         """Return who sends to a destination; of the state `nobody` if nobody does."""
