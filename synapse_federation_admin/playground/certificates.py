@@ -50,15 +50,13 @@ class CertificateAuthority:
         """Make a server's TLS context with a valid certificate for names, addresses."""
         return self._server_context(self.ca.issue_cert(*hosts))
 
-    def expired(self, host: str) -> ssl.SSLContext:
-        """Make one whose certificate was valid until yesterday."""
+    def expired(self, host: str, ago_s: int = 86_400) -> ssl.SSLContext:
+        """Make one whose certificate has expired, by default yesterday."""
         now = datetime.datetime.now(datetime.timezone.utc)
+        end = now - datetime.timedelta(seconds=ago_s)
+        begin = end - datetime.timedelta(days=90)
         return self._server_context(
-            self.ca.issue_cert(
-                host,
-                not_before=now - datetime.timedelta(days=90),
-                not_after=now - datetime.timedelta(days=1),
-            )
+            self.ca.issue_cert(host, not_before=begin, not_after=end)
         )
 
     def wrong_name(self) -> ssl.SSLContext:

@@ -64,6 +64,7 @@ class RemoteServer:
         name: str = "",
         names: Names | None = None,
         slowness_s: float = 2,
+        expired_for_s: int = 86_400,
     ) -> None:
         """Describe a server.
 
@@ -74,6 +75,7 @@ class RemoteServer:
             name: its host name; it has none, but its address, if that is empty.
             names: what knows the host name, and forgets it while it has NO_NAME.
             slowness_s: seconds that each answer takes while it is SLOW.
+            expired_for_s: how long ago an EXPIRED_CERTIFICATE of it ended.
         """
         self.address = address
         self.port = port or free_port(address)
@@ -81,13 +83,13 @@ class RemoteServer:
         self.server_name = f"{self.host}:{self.port}"
         self._names = names
         self.slowness_s = slowness_s
+        self._expired_for_s = expired_for_s
         # What it answers otherwise than its behaviour says: status and body, by path
         # and body; None: as ever.
         self.special: Special = lambda _path, _body: None
         self.identity = Identity(self.server_name)
         self._certificates = certificates
-        self._good_context = certificates.valid(self.host)
-        self._context = self._good_context
+        self._context = self._good_context = certificates.valid(self.host)
         self._client_context = certificates.client_context()
         self._behaviour = Behaviour.HEALTHY
         self._news = threading.Condition()
@@ -219,10 +221,11 @@ class RemoteServer:
         self._close_connections()
 
     def _behave(self, behaviour: Behaviour) -> None:
+        ca = self._certificates
         make = {
-            Behaviour.EXPIRED_CERTIFICATE: self._certificates.expired,
-            Behaviour.WRONG_NAME_CERTIFICATE: lambda _: self._certificates.wrong_name(),
-            Behaviour.UNTRUSTED_CERTIFICATE: self._certificates.untrusted,
+            Behaviour.EXPIRED_CERTIFICATE: lambda h: ca.expired(h, self._expired_for_s),
+            Behaviour.WRONG_NAME_CERTIFICATE: lambda _: ca.wrong_name(),
+            Behaviour.UNTRUSTED_CERTIFICATE: ca.untrusted,
         }.get(behaviour)
         self._context = self._good_context if make is None else make(self.host)
         if self._names is not None:

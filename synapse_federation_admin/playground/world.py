@@ -170,6 +170,7 @@ class Playground:
                     port=port,
                     name=neighbour.name if self._names else "",
                     names=self._names,
+                    expired_for_s=neighbour.failing_for_s or 86_400,
                 ),
             )
             for neighbour, address in zip(neighbours, _ADDRESSES, strict=False)
