@@ -248,6 +248,15 @@ class BugTestCase(ModuleTestCase):
             self.assertEqual(self.reset().code, 200)
         self.assertIsNone(self.get_json(one)["failure_ts"])
 
+    def test_column_gone(self) -> None:
+        """So they do where a column that only ours reads changes while Synapse runs."""
+        self.add_destination(NAME, *FAILING)
+        table = "device_federation_outbox"
+        self.run_sql(f"ALTER TABLE {table} RENAME COLUMN stream_id TO other")
+        with self.assertLogs("synapse_federation_admin", "ERROR"):
+            self.assertEqual(self.reset().code, 200)
+        self.assertIsNone(self.get_json(self.destination_path(NAME))["failure_ts"])
+
     def test_switched_off_meanwhile(self) -> None:
         """So they do where it turns out while they are asked that something is missing.
 

@@ -181,7 +181,11 @@ class Api:
                     raise _database_away() from e
                 # Off since the request began: what is missing is looked for at start.
                 is_off = not all(map(services.features.is_on, route.needs))
-                is_left = route.is_v1 and (is_off or isinstance(e, NOT_AS_EXPECTED))
+                is_left = route.is_v1 and (
+                    is_off
+                    or isinstance(e, NOT_AS_EXPECTED)
+                    or services.homeserver.is_refused(e)
+                )
                 if not is_left or request.startedWriting:
                     raise
                 if not is_off:

@@ -44,16 +44,6 @@ def code_of(error: BaseException) -> str | None:
     return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
-def is_refused(error: BaseException) -> bool:
-    """Tell whether a statement is wrong, for the tables that there are."""
-    code = code_of(error)
-    if code is not None or not isinstance(error, sqlite3.OperationalError):
-        return (code or "").startswith(_STATEMENT)
-    if not hasattr(error, "sqlite_errorcode"):
-        return any(words in str(error) for words in _OF_STATEMENT)
-    return bool(error.sqlite_errorcode == _SQLITE_ERROR)
-
-
 class Database(Process):
     """Runs transactions, and tells what their errors mean.
 
@@ -102,6 +92,16 @@ class Database(Process):
             db_autocommit=autocommit,
         )
 
+    @staticmethod
+    def is_refused(error: BaseException) -> bool:
+        """Tell whether a statement is wrong, for the tables that there are."""
+        code = code_of(error)
+        if code is not None or not isinstance(error, sqlite3.OperationalError):
+            return (code or "").startswith(_STATEMENT)
+        if not hasattr(error, "sqlite_errorcode"):
+            return any(words in str(error) for words in _OF_STATEMENT)
+        return bool(error.sqlite_errorcode == _SQLITE_ERROR)
+
     def is_database_away(self, error: BaseException) -> bool:
         """Tell whether an error says that the database cannot be used just now.
 
@@ -120,7 +120,7 @@ class Database(Process):
         if self.is_postgres and type(error) is module.DatabaseError:
             # It went while its answer was read: psycopg2 has no other class for that.
             return True
-        return isinstance(error, module.OperationalError) and not is_refused(error)
+        return isinstance(error, module.OperationalError) and not self.is_refused(error)
 
 
 def _begun_anew(

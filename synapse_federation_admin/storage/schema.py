@@ -26,7 +26,6 @@ from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.database import (
     LockedError,
     code_of,
-    is_refused,
     on_postgres,
 )
 from synapse_federation_admin.homeserver.homeserver import Homeserver
@@ -168,7 +167,7 @@ class Tables:
                         "The tables of synapse-federation-admin must belong to "
                         f"Synapse's database user: {_told(e)}"
                     ) from e
-                if not is_refused(e):
+                if not self._homeserver.is_refused(e):
                     raise
                 logger.warning("A table of federation_admin is not as expected: %s", e)
                 error = e
