@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether servers fail for a cause of ours, of theirs, or as they always do."""
 
-import attr
 import pytest
 from hypothesis import example, given, strategies
 
@@ -286,9 +285,8 @@ def test_mixture(honest: int, attackers: int, verdict: str) -> None:
 
 def found_of(*owners: OwnerAttempts, works: int = 0, succeeded: int = 0) -> Correlation:
     """Return the correlation for owners, others that work, and new ones that do."""
-    attempts = attr.evolve(
-        tried(LATELY_MS, {}, succeeded=works + succeeded, works=works), owners=owners
-    )
+    attempts = tried(LATELY_MS, {}, succeeded=works + succeeded, works=works)
+    attempts = attempts._replace(owners=owners)
     return correlate(attempts, attempts)
 
 

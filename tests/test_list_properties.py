@@ -60,6 +60,9 @@ filters = st.builds(
     name_glob=st.just("") | st.text("aAb.*?%_", max_size=3),
     statuses=st.frozensets(st.sampled_from(DestinationStatus), max_size=3),
     failing_for_ms=st.none() | st.sampled_from([0, 500_000, NOW_MS]),
+    failing_under_ms=st.none(),
+    failures=st.just(frozenset()),
+    only_fitting=st.just(False),
 )
 
 NONE_IS_ZERO = (DestinationOrder.RETRY_LAST_TS, DestinationOrder.RETRY_INTERVAL)

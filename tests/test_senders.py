@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
-import attr
 import pytest
 from module_case import V2, MembersTestCase
 
@@ -163,7 +162,7 @@ class OneProcessTestCase(SendersTestCase):
         with mock.patch.object(module, "_AT_ONCE", 2):
             found = self.get_success(queued_position(self.homeserver, ours))
         self.assertEqual(found, positions[-5])
-        other = attr.evolve(ours, instance="federation_sender1")
+        other = ours._replace(instance="federation_sender1")
         self.assertIsNone(self.get_success(queued_position(self.homeserver, other)))
         # What stands for an event that is not there may be of before a restore: then
         # others may be, too, whose numbers are used again.
@@ -370,7 +369,7 @@ class TwoSendersTestCase(SendersTestCase):
         found = self.get_success(self.senders.read())
         self.assertEqual(found.not_running, {"gone", "sender1", "sender2"})
         never = instances.Instance("never")
-        found = attr.evolve(found, instances={**found.instances, "never": never})
+        found = found._replace(instances={**found.instances, "never": never})
         self.assertNotIn("never", found.not_running)
 
 

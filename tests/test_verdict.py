@@ -502,17 +502,17 @@ def test_reset_in_vain(given: Stages, is_in_vain: bool) -> None:
 
 
 GONE = Sender("federation_sender1", InstanceState.GONE, 1, is_down=True)
-NEVER_SEEN = attr.evolve(GONE, state=InstanceState.NEVER_SEEN, seen_ts=None)
+NEVER_SEEN = GONE._replace(state=InstanceState.NEVER_SEEN, seen_ts=None)
 NOBODY = Sender(None, InstanceState.NOBODY, is_down=True)
 RUNNING = Sender("federation_sender1", InstanceState.RUNNING, 9, 5, 0, 0, 0)
-AHEAD = attr.evolve(RUNNING, ahead_events=7)
-HUNG = attr.evolve(RUNNING, state=InstanceState.LATE, is_late=True)
-OVERLOADED = attr.evolve(RUNNING, is_late=True, reactor_late_ms=9000)
+AHEAD = RUNNING._replace(ahead_events=7)
+HUNG = RUNNING._replace(state=InstanceState.LATE, is_late=True)
+OVERLOADED = RUNNING._replace(is_late=True, reactor_late_ms=9000)
 HOUR_MS = 3_600_000
 
 
 def behind(events: int, ms: int) -> Sender:
-    return attr.evolve(RUNNING, behind_events=events, behind_ms=ms)
+    return RUNNING._replace(behind_events=events, behind_ms=ms)
 
 
 @pytest.mark.parametrize(
@@ -555,14 +555,14 @@ def test_sender(sender: Sender, expected: str, advice: str) -> None:
 def test_sender_never_begun() -> None:
     """What has never begun to send is not told as keeping up with it."""
     for position, said in ((5, "and keeps up"), (None, "once it has begun to")):
-        sender = attr.evolve(RUNNING, position=position)
+        sender = RUNNING._replace(position=position)
         assert check_sender(sender, None, now_ms=9).message.endswith(said)
 
 
 @pytest.mark.parametrize("instance", ["federation_sender1", "main"])
 def test_position(instance: str) -> None:
     """Where it is known what was sent last, it is said how to go on from there."""
-    sender = attr.evolve(AHEAD, instance=instance)
+    sender = AHEAD._replace(instance=instance)
     found = conclude(stages(check_sender(sender, 4, now_ms=9)))
     assert found.reason is Reason.POSITION_AHEAD
     name = "master" if instance == "main" else instance

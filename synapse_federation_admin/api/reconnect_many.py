@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import Annotated
 
-import attr
 from pydantic import Field, model_validator
 from synapse.module_api import JsonDict
 from synapse.module_api.errors import Codes, SynapseError
@@ -148,7 +147,7 @@ def _wanted(body: ReconnectManyBody) -> DestinationFilter | None:
     wanted = body.filter.wanted
     if wanted.statuses or is_of_failing(wanted):
         return wanted
-    return attr.evolve(wanted, statuses=criteria.FAILING_STATUSES)
+    return wanted._replace(statuses=criteria.FAILING_STATUSES)
 
 
 def _per_second(body: ReconnectManyBody, most: float) -> float:
@@ -165,7 +164,7 @@ async def _preview(services: Services, chosen: Chosen) -> tuple[int, list[str]]:
     """Return how many destinations a run would be for, and the names of some."""
     if not isinstance(chosen, DestinationFilter):
         return len(chosen), list(chosen[:_SAMPLE])
-    found = services.reader.of(attr.evolve(chosen, only_fitting=True), Sort())
+    found = services.reader.of(chosen._replace(only_fitting=True), Sort())
     rows = await found.read(None, _SAMPLE)
     return await found.count(), [row.destination for row in rows]
 

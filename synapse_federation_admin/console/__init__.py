@@ -45,17 +45,15 @@ anew after two minutes; with `data-live="15"`, every 15 seconds.
 
 import re
 from functools import cache
+from typing import NamedTuple
 from urllib.parse import unquote
-
-import attr
 
 from synapse_federation_admin.homeserver.features import Feature
 
 __all__ = ["ROUTES", "Route"]
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Route:
+class Route(NamedTuple):
     """A method and a path of the console, and what answers there.
 
     Attributes:

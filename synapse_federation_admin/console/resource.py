@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import attr
 from markupsafe import Markup
 from synapse.module_api import ModuleApi, Requester, SynapseRequest
 from synapse.module_api.errors import Codes, SynapseError
@@ -129,7 +128,7 @@ class Console:
         page = error_page(error, self._services.homeserver, session.origin)
         if request.method == b"POST":
             # What was sent is not sent again by itself.
-            page = attr.evolve(page, context={**page.context, "retries": False})
+            page = page._replace(context={**page.context, "retries": False})
         return page
 
     # -- what comes in -----------------------------------------------------------------

@@ -5,7 +5,7 @@ import logging
 import secrets
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import attr
 from synapse.module_api import Requester, SynapseRequest
@@ -60,8 +60,7 @@ class Kept:
         return None if is_old or kept_of != of else answer
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Page:
+class Page(NamedTuple):
     """A template and what is in it.
 
     Attributes:
@@ -75,8 +74,7 @@ class Page:
     status: int = 200
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class See:
+class See(NamedTuple):
     """Leads to another page of the console: `/runs/7`, with its query."""
 
     path: str

@@ -9,7 +9,7 @@ only for somebody who asks, and what was found is told to all for some time.
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from heapq import nlargest
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -71,8 +71,7 @@ _LOCAL_ROOMS = """
 """
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Affecting:
+class Affecting(NamedTuple):
     """A failing destination, and whom and what that affects.
 
     Attributes:

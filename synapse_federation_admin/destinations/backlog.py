@@ -16,6 +16,7 @@ import json
 from collections.abc import Sequence
 from enum import Enum
 from functools import partial
+from typing import NamedTuple
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -83,8 +84,7 @@ class CatchUp(Enum):
     IMPOSSIBLE = "impossible"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Backlog:
+class Backlog(NamedTuple):
     """What waits for one destination.
 
     Attributes:

@@ -6,7 +6,7 @@ list of their own, which Synapse's primary key serves; the others are one that a
 optional index over just those rows serves. Pure.
 """
 
-import attr
+from typing import NamedTuple
 
 from synapse_federation_admin.destinations.query import (
     BEYOND,
@@ -29,8 +29,7 @@ _OPPOSITE = {
 }
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Segment:
+class Segment(NamedTuple):
     """A part of a sorted list.
 
     Attributes:
@@ -54,8 +53,7 @@ class Segment:
         return [*self.conditions, *names_between(self.after, None, self.names)]
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class _Column:
+class _Column(NamedTuple):
     """What an order sorts by.
 
     Attributes:

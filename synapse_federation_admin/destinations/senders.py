@@ -9,9 +9,8 @@ a row of `federation_stream_position`. What it has not come to is in no queue.
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import __version__, limits
@@ -70,8 +69,7 @@ _POSITIONS = """
 _LAST_GIVEN = "SELECT pg_sequence_last_value(to_regclass('events_stream_seq'))"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Sender:
+class Sender(NamedTuple):
     """A process that sends to other servers, and how far it has come.
 
     Attributes:
@@ -122,8 +120,7 @@ class Sender:
         return self.sends_nothing or (self.behind_ms or 0) >= _LONG_MS
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Processes:
+class Processes(NamedTuple):
     """The processes of this homeserver.
 
     Attributes:
@@ -366,8 +363,7 @@ def _judged(
         is_down = False
     else:
         is_down = could_write or sender.is_waited_for
-    return attr.evolve(
-        sender,
+    return sender._replace(
         state=instance.state,
         seen_ts=instance.seen_ts,
         is_down=is_down,
@@ -393,4 +389,4 @@ def _nobody(senders: Iterable[Sender], *, may_run: bool) -> Sender:
     """
     last = min(senders, key=lambda sender: sender.position or 0, default=Sender(None))
     is_down = not may_run or last.behind_ms is None or last.is_waited_for
-    return attr.evolve(last, instance=None, state=InstanceState.NOBODY, is_down=is_down)
+    return last._replace(instance=None, state=InstanceState.NOBODY, is_down=is_down)

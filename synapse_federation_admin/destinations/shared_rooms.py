@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from heapq import nsmallest
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
@@ -44,8 +43,7 @@ def server_of_member(txn: LoggingTransaction) -> str:
     return _SERVER_ON_POSTGRES if on_postgres(txn) else _SERVER
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class SharedRoom:
+class SharedRoom(NamedTuple):
     """A room that a server shares with us, by current membership.
 
     Attributes:
@@ -65,8 +63,7 @@ class SharedRoom:
     their_members: int
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class SharedRooms:
+class SharedRooms(NamedTuple):
     """Who is joined in the rooms of a server, by current membership.
 
     Attributes:

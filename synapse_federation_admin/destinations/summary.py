@@ -9,9 +9,8 @@ before.
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
-import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.destinations.backlog import UNLISTED
@@ -47,8 +46,7 @@ class FailureAge(Enum):
     FROM_30D = ">=30d"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class TotalBacklog:
+class TotalBacklog(NamedTuple):
     """What waits for all destinations together.
 
     Attributes:
@@ -79,8 +77,7 @@ class TotalBacklog:
     unlisted: int = 0
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Summary:
+class Summary(NamedTuple):
     """All destinations in a few numbers.
 
     Attributes:
@@ -166,7 +163,7 @@ class SummaryStore:
         summary = await self._counts.get()
         assert summary is not None
         backlog = await self._backlog.get() if self._has_backlog() else None
-        return attr.evolve(summary, backlog=backlog)
+        return summary._replace(backlog=backlog)
 
     def forget(self) -> None:
         """Count anew for who asks next: this process has changed some."""
@@ -183,7 +180,7 @@ class SummaryStore:
         summary = await self._homeserver.run_db_interaction(
             "federation_admin_summary", count_txn
         )
-        return attr.evolve(summary, failing_by_kind=await self._count_kinds(now_ms))
+        return summary._replace(failing_by_kind=await self._count_kinds(now_ms))
 
     async def _read_backlog(self, now_ms: int) -> TotalBacklog:
         parts = [Sql("TRUE")]

@@ -4,8 +4,6 @@
 from enum import Enum
 from typing import NamedTuple
 
-import attr
-
 from synapse_federation_admin.homeserver.server_name import is_server_name
 
 
@@ -103,16 +101,14 @@ class Destination(NamedTuple):
         return DestinationStatus.ONLINE
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class DestinationRoom:
+class DestinationRoom(NamedTuple):
     """One row of `destination_rooms`: the newest event queued for it in a room."""
 
     room_id: str
     stream_ordering: int
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class DestinationFilter:
+class DestinationFilter(NamedTuple):
     """Which destinations a list holds: those that meet every condition.
 
     Attributes:
@@ -142,8 +138,7 @@ class DestinationFilter:
         return self == DestinationFilter()
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Sort:
+class Sort(NamedTuple):
     """How a list of destinations is sorted.
 
     `retry_last_ts` and `retry_interval` that are NULL count as 0; what else is NULL
@@ -178,8 +173,7 @@ NULL_IS_ZERO = frozenset(
 )
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Position:
+class Position(NamedTuple):
     """A place in a sorted list: right behind the row with this value and name.
 
     Attributes:

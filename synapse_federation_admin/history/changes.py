@@ -5,8 +5,7 @@ It is read only when somebody asks, and once for all who ask within some seconds
 """
 
 from collections.abc import Mapping, Sequence
-
-import attr
+from typing import NamedTuple
 
 from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.costly import Costly
@@ -24,8 +23,7 @@ _KEEP_MS = 5000
 _WINDOW_MS = 600_000
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Changes:
+class Changes(NamedTuple):
     """What has changed.
 
     Attributes:

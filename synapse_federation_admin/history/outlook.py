@@ -9,8 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from functools import partial
+from typing import NamedTuple
 
-import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
@@ -110,8 +110,7 @@ class CorrelationVerdict(Enum):
     SHARED = "shared"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Correlation:
+class Correlation(NamedTuple):
     """Whether servers began to fail together, and what they share.
 
     Attributes:

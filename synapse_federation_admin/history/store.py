@@ -5,9 +5,8 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import lru_cache, partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-import attr
 from synapse.module_api import LoggingTransaction
 from twisted.internet.defer import CancelledError
 
@@ -80,8 +79,7 @@ def by_every_kind(
     }
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class AvailableDay:
+class AvailableDay(NamedTuple):
     """How much of one day, in UTC, a destination was not failing.
 
     Attributes:
@@ -103,8 +101,7 @@ def _date(ts: int) -> str:
     return datetime.fromtimestamp(ts / 1000, timezone.utc).date().isoformat()
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Availability:
+class Availability(NamedTuple):
     """How much of the last 14 days a destination was not failing.
 
     Attributes:
@@ -252,9 +249,7 @@ class HistoryStore:
         upto_ts = now_ts + AHEAD_MS
         # What lasts has begun, also where an earlier clock, or Synapse, says later.
         return [
-            attr.evolve(outage, start_ts=now_ts)
-            if outage.start_ts > upto_ts
-            else outage
+            outage._replace(start_ts=now_ts) if outage.start_ts > upto_ts else outage
             for outage in found
             if max(outage.start_ts, outage.end_ts or 0) <= upto_ts
             or outage.end_ts is None

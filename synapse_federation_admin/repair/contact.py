@@ -34,7 +34,7 @@ async def probe(homeserver: Homeserver, name: str, *, timeout_ms: int) -> Contac
     if failure is None or not may_be_more(failure):
         return contact
     more = await second_look(homeserver, name, failure, timeout_ms=timeout_ms)
-    return attr.evolve(contact, failure=more)
+    return contact._replace(failure=more)
 
 
 async def contact_of(homeserver: Homeserver, request: Awaitable[None]) -> Contact:
@@ -60,7 +60,7 @@ async def with_software(
     server = body.get("server")
     says = server if isinstance(server, dict) else {}
     named = Server(_said(says.get("name")), _said(says.get("version")))
-    return attr.evolve(contact, server=named)
+    return contact._replace(server=named)
 
 
 def outcome_of(contact: Contact) -> ReconnectOutcome:

@@ -16,6 +16,7 @@ missed; without them, it asks anew.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -71,8 +72,7 @@ class Seen:
     newest: tuple[int | None, ...]
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Forgotten:
+class Forgotten(NamedTuple):
     """The result of a request to forget a destination.
 
     Attributes:
@@ -132,8 +132,8 @@ class Forget:
         )
         if shared_rooms:
             rooms = await self._shared_rooms.page(name, None, limits.TOLD_ROOMS)
-            return attr.evolve(
-                found, sample=tuple(rooms), refused=refusal(shared_rooms, rooms)
+            return found._replace(
+                sample=tuple(rooms), refused=refusal(shared_rooms, rooms)
             )
         if dry_run:
             return found
@@ -159,7 +159,7 @@ class Forget:
                 "federation_admin_forget", forget_txn, read_committed=True
             ),
         )
-        return found if deleted else attr.evolve(found, refused=CHANGED)
+        return found if deleted else found._replace(refused=CHANGED)
 
     async def look(self, names: Sequence[str]) -> dict[str, Seen]:
         """Return what is there of some destinations."""

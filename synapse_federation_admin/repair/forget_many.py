@@ -95,7 +95,7 @@ class ForgetMany(Action):
             for some in in_pieces(wanted, _CANDIDATES):
                 total = await self._preview_these(total, some, drop_to_device)
             return total
-        found = self._reader.of(attr.evolve(wanted, only_fitting=True), Sort())
+        found = self._reader.of(wanted._replace(only_fitting=True), Sort())
         async with aclosing(found.pieces(None)) as pieces:
             async for rows in pieces:
                 names += [row.destination for row in rows]

@@ -7,8 +7,8 @@ upgrade may find its work done, in part or whole, and tables missing.
 """
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.database import on_postgres
@@ -247,8 +247,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
 Upgrade = Callable[[LoggingTransaction], None]
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Version:
+class Version(NamedTuple):
     """A version of the tables.
 
     Attributes:

@@ -6,8 +6,8 @@ clock, which is one for all processes; a time beyond its now is not believed.
 """
 
 from enum import Enum
+from typing import NamedTuple
 
-import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin.homeserver.database import on_postgres
@@ -68,8 +68,7 @@ class InstanceState(Enum):
     NOBODY = "nobody"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Instance:
+class Instance(NamedTuple):
     """One process of this homeserver.
 
     Attributes:

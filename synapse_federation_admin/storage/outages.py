@@ -11,9 +11,8 @@ file alone names these tables, and so has all statements of them.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
-import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
@@ -54,8 +53,7 @@ BEYOND = (
 )
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Outage:
+class Outage(NamedTuple):
     """A time for which a destination was failing.
 
     Those that follow closely are one.
@@ -77,8 +75,7 @@ class Outage:
     kinds: tuple[Annotated[str, FailureKind], ...]
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class CameBack:
+class CameBack(NamedTuple):
     """A destination whose outage has ended.
 
     Attributes:

@@ -8,7 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import attr
 from synapse.module_api import LoggingTransaction
@@ -53,8 +53,7 @@ class CauseType(Enum):
     ISSUER = "issuer"
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class SharedCause:
+class SharedCause(NamedTuple):
     """What several destinations that fail have in common.
 
     Attributes:
@@ -90,8 +89,7 @@ class OwnerAttempts:
     addresses: frozenset[str] = frozenset()
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class RecentAttempts:
+class RecentAttempts(NamedTuple):
     """The destinations that were tried in the time up to now.
 
     Known for long are those that had answered, in the end, for long enough.

@@ -156,8 +156,7 @@ class RecordedSuccess:
         )
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Failed:
+class Failed(NamedTuple):
     """A destination to which a real request has failed.
 
     Attributes:

@@ -15,9 +15,8 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from http import HTTPStatus
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-import attr
 from synapse.module_api import LoggingTransaction
 from synapse.module_api.errors import SynapseError
 from twisted.internet.defer import CancelledError
@@ -72,8 +71,7 @@ class TablesUnusableError(SynapseError):
         super().__init__(HTTPStatus.SERVICE_UNAVAILABLE, message)
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class SchemaVersion:
+class SchemaVersion(NamedTuple):
     """Which tables there are in the database.
 
     Attributes:

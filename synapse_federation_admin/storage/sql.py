@@ -7,9 +7,8 @@ Parameters are written `?`, as Synapse's `LoggingTransaction` takes them.
 import json
 from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import attr
 from synapse.module_api import LoggingTransaction
 
 from synapse_federation_admin import limits
@@ -36,8 +35,7 @@ AHEAD_MS = 600_000
 MOMENT_MS = 1000
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Sql:
+class Sql(NamedTuple):
     """An SQL text and the arguments for its parameters."""
 
     text: str
@@ -99,8 +97,7 @@ def marks(values: Collection[object]) -> str:
     return ", ".join("?" * len(values))
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Expired:
+class Expired(NamedTuple):
     """Rows of a table that are not kept any more.
 
     Attributes:

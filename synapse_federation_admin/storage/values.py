@@ -7,7 +7,7 @@ destinations, made one destination after the other.
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import attr
 
@@ -103,8 +103,7 @@ class AuditEntry:
     details: Mapping[str, Any] = attr.Factory(dict)
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class AuditFilter:
+class AuditFilter(NamedTuple):
     """Which entries of the audit to read: those that meet every condition.
 
     Attributes:
@@ -147,8 +146,7 @@ class Server:
     version: str | None = None
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Contact:
+class Contact(NamedTuple):
     """What came of one request to a destination.
 
     Attributes:
@@ -181,8 +179,7 @@ class Refused:
     to_device_messages: int | None
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Told:
+class Told(NamedTuple):
     """Which processes were told that a destination may be up again.
 
     Attributes:
@@ -344,8 +341,7 @@ class Run:
         return now_ms + int((self.matched - self.done) / rate * 1000)
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Queued:
+class Queued(NamedTuple):
     """A destination that a run has still to do.
 
     Attributes:

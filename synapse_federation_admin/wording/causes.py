@@ -2,8 +2,7 @@
 """What fails, in words: kinds, and for how long. Pure."""
 
 from collections.abc import Mapping, Sequence
-
-import attr
+from typing import NamedTuple
 
 from synapse_federation_admin.failures.kinds import UNKNOWN_KIND, Failure, FailureKind
 from synapse_federation_admin.failures.text import advice_of
@@ -17,8 +16,7 @@ CAUSES = {
 """What is told of each kind, in a few words."""
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class AgeColumn:
+class AgeColumn(NamedTuple):
     """A column of the table of what fails, and the filter that leads to its servers.
 
     Attributes:
@@ -59,8 +57,7 @@ def heat(count: int, most: int) -> int:
     return 0 if not count else 1 + 8 * count.bit_length() // max(most.bit_length(), 1)
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Row:
+class Row(NamedTuple):
     """A row of the table of what fails.
 
     Attributes:

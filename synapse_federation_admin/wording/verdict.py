@@ -2,16 +2,13 @@
 """Whether it is us, in one sentence. Pure."""
 
 from collections.abc import Mapping
-from typing import Any
-
-import attr
+from typing import Any, NamedTuple
 
 # The states of senders of which nobody knows that they send.
 _UNSEEN = {"gone", "never_seen"}
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether it is us, in one sentence.
 
     Attributes:

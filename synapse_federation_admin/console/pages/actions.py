@@ -3,10 +3,9 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-import attr
 from synapse.module_api.errors import SynapseError
 
 from synapse_federation_admin import limits
@@ -24,8 +23,7 @@ from synapse_federation_admin.wording.amounts import counted
 _FILTERS = tuple(ChangeFilter.model_fields)
 
 
-@attr.s(slots=True, frozen=True, auto_attribs=True)
-class Selection:
+class Selection(NamedTuple):
     """Which servers somebody has selected.
 
     Attributes:

@@ -6,7 +6,6 @@ from hmac import compare_digest
 from http import HTTPStatus
 from urllib.parse import quote, urlencode
 
-import attr
 from synapse.module_api import SynapseRequest
 from synapse.module_api.errors import SynapseError
 
@@ -152,9 +151,7 @@ def ask_to_sign_in(visit: Visit, why: str | None) -> Page:
         why: Why their session has ended; None: there was none.
     """
     page = ways(visit, why, HTTPStatus.UNAUTHORIZED)
-    return attr.evolve(
-        page, context={**page.context, "ended": True, "has_session": False}
-    )
+    return page._replace(context={**page.context, "ended": True, "has_session": False})
 
 
 def go_on(path: str, fields: Mapping[str, str]) -> Page:
