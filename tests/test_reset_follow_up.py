@@ -33,6 +33,7 @@ from synapse_federation_admin.wording import outcomes
 # This process has no descriptor left.
 OUT = OSError(errno.EMFILE, "Too many open files")
 
+TAKEN = {"pdus": {}}
 TOO_LARGE = HttpResponseException(413, "Too large", b"{}")
 
 # How a contact may end.
@@ -151,12 +152,14 @@ class StoryTestCase(ContactTestCase):
         """Check that it is not known yet what comes of it."""
         self.assertEqual(self.outcomes(), ["pending"])
 
-    def send(self, error: Exception | None, *names: str, **parts: Any) -> None:
-        """Have the sender's transactions be taken, or fail."""
+    def send(
+        self, error: Exception | None, *names: str, answer: Any = TAKEN, **parts: Any
+    ) -> None:
+        """Have the sender's transactions be taken, answered otherwise, or fail."""
         client = self.hs.get_federation_transport_client()
         # Below what observes it.
         with mock.patch.object(client.client, "put_json", side_effect=error) as put:
-            put.return_value = {"pdus": {}}
+            put.return_value = answer
             for name in names or (NAME,):
                 transaction = mock.Mock(
                     destination=name,
@@ -228,6 +231,18 @@ class StoriesTestCase(StoryTestCase):
         self.assertEqual(entry["details"]["refused"]["status"], 200)
         self.assertIn("HTTP 200, which is no answer", outcomes.why(entry["details"]))
         self.assertEqual(self.row(NAME)[0], 0)
+
+    def test_no_homeserver(self) -> None:
+        """So is JSON that no homeserver answers, after which nothing waits any more."""
+        self.add_to_device(NAME)
+        self.reset()
+        self.send(None, answer={"status": "ok"})
+        # Synapse takes it for delivered.
+        self.take(NAME)
+        self.tell("3")
+        (entry,) = self.audit()
+        self.assertEqual(entry["outcome"], "refused")
+        self.assertEqual(entry["details"]["refused"]["status"], 200)
 
     def test_refused(self) -> None:
         """What the sender has told of the refusal is in the audit; then not again."""

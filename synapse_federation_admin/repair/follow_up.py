@@ -307,13 +307,18 @@ class FollowUp:
         details: Mapping[str, Any] = entry.details
         try:
             waiting = Waiting(**details["waiting"])
-            if details.get("taken") or waiting.was_taken(now):
+            if details.get("taken"):
                 return ReconnectOutcome.CONNECTED
             contact, refused = details.get("contact"), details.get("refused")
+            is_no_answer = refused and (refused["status"] or 0) in range(200, 300)
+            if failed_ts is None and is_no_answer:
+                # Synapse takes the status for a success: it does not back off, and what
+                # was sent may wait no more.
+                return ReconnectOutcome.REFUSED
+            if waiting.was_taken(now):
+                return ReconnectOutcome.CONNECTED
             if failed_ts is None:
-                # Synapse takes the status for a success, and does not back off.
-                is_no_answer = refused and (refused["status"] or 0) in range(200, 300)
-                return ReconnectOutcome.REFUSED if is_no_answer else None
+                return None
             within_ms = _TOLD_WITHIN_MS if contact else _TOLD_ALONE_WITHIN_MS
             is_fresh = 0 <= self._homeserver.now_ms() - failed_ts < within_ms
             if not waiting.is_nothing and refused is None and is_fresh:

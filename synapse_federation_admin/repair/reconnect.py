@@ -233,7 +233,7 @@ class Reconnect:
         # Where somebody has changed the row by hand, Synapse may still be backing off,
         # as it finds in its cache.
         backs_off = clears and await homeserver.retry_timings.is_backing_off(name)
-        is_unsent = bool(await self._follow_up.unsent([name]))
+        is_unsent = clears and bool(await self._follow_up.unsent([name]))
 
         def settle_txn(txn: LoggingTransaction) -> Reconnected:
             row = after = self._destinations.get_txn(txn, name)

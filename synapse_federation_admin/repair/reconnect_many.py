@@ -129,11 +129,9 @@ class ReconnectMany(Action):
 
     async def record(self, job: Job, results: Sequence[RunResult]) -> bool:
         """Write the results of contacts, and wake; return whether the run goes on."""
-        outcome = ReconnectOutcome.CONNECTED.value
-        connected = [r.destination for r in results if r.outcome == outcome]
-        clear = partial(
-            self._clear_txn, connected, await self._follow_up.unsent(connected)
-        )
+        connected = _connected(results)
+        unsent = await self._follow_up.unsent(connected)
+        clear = partial(self._clear_txn, unsent)
         alive = await persist(self._homeserver, lambda: job.record(results, clear))
         if alive and connected:
             await self._wake.everywhere(connected)
@@ -142,7 +140,6 @@ class ReconnectMany(Action):
 
     def _clear_txn(
         self,
-        names: Sequence[str],
         unsent: Collection[str],
         txn: LoggingTransaction,
         results: Sequence[RunResult],
@@ -152,11 +149,11 @@ class ReconnectMany(Action):
         Where something waits for one, it is not known yet what comes of that.
 
         Args:
-            names: Those.
             unsent: Those of them to whom it is known that nothing leaves.
             txn: The transaction.
-            results: Those of all that are recorded.
+            results: What is recorded now; what was recorded before is left alone.
         """
+        names = _connected(results)
         if not names:
             return results
         wanted = any_of("destination", names)
@@ -186,6 +183,12 @@ class ReconnectMany(Action):
             )
 
         return [seen_through(result) for result in results]
+
+
+def _connected(results: Sequence[RunResult]) -> list[str]:
+    """Return those of some destinations that have answered."""
+    connected = ReconnectOutcome.CONNECTED.value
+    return [result.destination for result in results if result.outcome == connected]
 
 
 class _Contacts:
