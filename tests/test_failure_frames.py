@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an error keeps alive once it is told."""
+"""What an error keeps alive once it is told, and an answer once it is read."""
 
 import gc
 import weakref
@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 from twisted.internet import error as net
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
-from twisted.web.client import ResponseNeverReceived
+from twisted.web.client import ResponseDone, ResponseNeverReceived
+from twisted.web.http_headers import Headers
 
+from synapse_federation_admin.homeserver.agents import AttemptAgent
 from synapse_federation_admin.homeserver.errors import RequestSendFailed, forget_frames
 
 pytestmark = pytest.mark.one_synapse
@@ -79,3 +83,45 @@ def test_forget_loop() -> None:
     a.__context__, b.__context__ = b, a
     forget_frames(a)
     assert a.__context__ is b.__context__ is None
+
+
+# How a body ends that is all there.
+ENDED = Failure(ResponseDone())
+
+
+class Answering:
+    """An agent, and its answer."""
+
+    code = 200
+    phrase = b"OK"
+
+    def __init__(self) -> None:
+        self.headers = Headers()
+
+    def request(self) -> "Deferred[Answering]":
+        return succeed(self)
+
+    def deliverBody(self, reader: Protocol) -> None:
+        reader.connectionLost(ENDED)
+
+
+def test_answer() -> None:
+    """Neither an answer that is read nor its reader, which has the body, is garbage."""
+    ended = []
+
+    class Reader(Protocol):
+        def connectionLost(self, reason: Failure = ENDED) -> None:
+            ended.append(reason.type)
+
+    answer, reader = Answering(), Reader()
+    kept = weakref.ref(answer), weakref.ref(reader)
+    gc.collect()
+    gc.disable()
+    try:
+        AttemptAgent(answer).request()  # type: ignore[arg-type]
+        answer.deliverBody(reader)
+        del answer, reader
+        assert ended == [ResponseDone]
+        assert [each() for each in kept] == [None, None]
+    finally:
+        gc.enable()

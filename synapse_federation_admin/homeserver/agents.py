@@ -15,7 +15,7 @@ from synapse.logging.context import PreserveLoggingContext, current_context
 from synapse.module_api import run_in_background
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionAborted
-from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent
 from twisted.web.http_headers import Headers
@@ -67,7 +67,7 @@ class AttemptAgent:
         if wrong is not None and response.code >= _ERROR:
             # Of a path in it becomes one of the request, which nobody knows there.
             raise wrong
-        response.deliverBody = partial(_deliver, attempt, response.deliverBody)  # type: ignore[method-assign]  # of this object alone
+        response.deliverBody = partial(_deliver, attempt, response)  # type: ignore[method-assign]  # of this object alone
         response.phrase = _plain_text(response.phrase).encode()
         headers = response.headers.getRawHeaders(b"Content-Type")
         if headers is not None:
@@ -85,22 +85,25 @@ class AttemptAgent:
         return failure if error is failure.value else Failure(error)
 
 
-def _deliver(
-    attempt: Attempt | None, deliver: Callable[[IProtocol], None], reader: IProtocol
-) -> None:
-    """Deliver a body; that it is cut off by this side is no fault of the other's."""
-    lost = reader.connectionLost
+def _deliver(attempt: Attempt | None, response: Any, reader: Any) -> None:
+    """Deliver a body; that it is cut off by this side is no fault of the other's.
+
+    What stands in place of methods is taken away again: else body and all would be in
+    memory until the garbage is collected.
+    """
 
     def connection_lost(reason: Failure) -> None:
+        del reader.connectionLost
         reasons = getattr(reason.value, "reasons", ())
         # Where another process goes out, only the connection to that is bounded here.
         is_aborted = any(each.check(ConnectionAborted) for each in reasons)
         if is_aborted if attempt is None else attempt.is_dropped:
             reason = Failure(BodyExceededMaxSize(limits.CONNECTION_BYTES))
-        lost(reason)
+        reader.connectionLost(reason)
 
-    reader.connectionLost = connection_lost  # type: ignore[method-assign]  # of this object alone
-    deliver(reader)
+    del response.deliverBody
+    reader.connectionLost = connection_lost
+    response.deliverBody(reader)
 
 
 def _make_plain(error: BaseException) -> None:
