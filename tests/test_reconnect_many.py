@@ -269,6 +269,27 @@ class RunTestCase(ManyTestCase):
         self.assertEqual(self.run_of(run_id)["outcomes"], {"not_sent": 1})
         self.assertEqual(self.row("a.example"), (0, 0, None, 7))
 
+    def test_recorded_before(self) -> None:
+        """What fails anew, while a commit is not heard of, is not cleared once more."""
+        record = Job.record
+        calls = []
+
+        async def fail_after_commit(job: Job, *args: Any) -> bool:
+            calls.append(args)
+            found = await record(job, *args)
+            if len(calls) == 1:
+                await self.store.set_destination_retry_timings("a.example", 9, 9, 60)
+                raise self.database_away
+            return found
+
+        self.add_failing("a.example", answer=ANSWER)
+        with mock.patch.object(Job, "record", fail_after_commit):
+            run_id = self.begin("reconnect", all_failing=True)
+            self.wait(10)
+        self.assertGreater(len(calls), 1)
+        self.assertEqual(self.run_of(run_id)["outcomes"], {"connected": 1})
+        self.assertEqual(self.row("a.example"), (9, 60, 9, 7))
+
     def test_not_failing(self) -> None:
         """What is not failing, but in the list, is contacted, and its row stays."""
         self.add_destination("new.example")
