@@ -287,6 +287,8 @@ class DetailV2Test(V2TestCase):
         body = self.get_json(f"{LIST}/online.example")
         self.assertEqual(body["inbound"], {"last_transaction_ts": 9})
         self.assertEqual((body["shared_rooms"], body["local_users"]), (1, 1))
+        # This homeserver is in the room, too, and no destination.
+        self.assertEqual(self.ask("GET", f"{LIST}/test").code, 404)
 
 
 @pytest.mark.database

@@ -207,7 +207,9 @@ async def require_known(services: Services, destination: str) -> Destination:
     is_known = bool(recorded and (recorded.failures or recorded.success_ts))
     if not is_known and services.features.is_on(Feature.BACKLOG):
         is_known = not (await services.backlog.of([destination]))[destination].is_empty
-    if not is_known and services.features.is_on(Feature.SHARED_ROOMS):
+    # This homeserver itself is in all of its rooms.
+    is_other = destination != services.homeserver.server_name
+    if not is_known and is_other and services.features.is_on(Feature.SHARED_ROOMS):
         is_known = (await services.shared_rooms.of(destination)).rooms > 0
     if not is_known:
         raise unknown_destination()
