@@ -71,6 +71,16 @@ def test_renewal_cookie() -> None:
         assert Renewal.parse(wrong) is None
 
 
+def test_signature() -> None:
+    """What a session signs holds for it alone, also when somebody signs in, twice."""
+    before = Session.new()
+    after = before.signed_in(Origin.SERVICE, "a")
+    again = after.signed_in(Origin.SERVICE, "b")
+    signed, *later = (each.sign(b"s", "state", "x") for each in (before, after, again))
+    assert later == [signed, signed]
+    assert Session.new().sign(b"s", "state", "x") != signed
+
+
 def test_names() -> None:
     """Homeservers of one host, whose cookies browsers do not tell apart by the port,
     have cookies of their own."""
