@@ -300,6 +300,9 @@ class ListPropertiesTest(ModuleTestCase):
                 "Index Scan using dest" if self.is_postgres else "INDEX sqlite_auto"
             )
             self.assertEqual(by_key in last, not takes_pass, last)
+            # It ends with the last row that is wanted.
+            is_sorted = "Sort" in last or "ORDER BY" in last
+            self.assertEqual(is_sorted, takes_pass, last)
 
     def test_nearly_full(self) -> None:
         """What the first names nearly fill is not looked for in steps without end."""
@@ -318,13 +321,13 @@ class ListPropertiesTest(ModuleTestCase):
         plans = []
 
         def explain(
-            txn: Any, source: str, which: list[Sql], order: str, limit: int
+            txn: Any, source: Sql, which: list[Sql], order: str, limit: int
         ) -> list[Destination]:
             kept = where(which)
             txn.execute(
                 f"EXPLAIN {'' if self.is_postgres else 'QUERY PLAN'} "
-                f"SELECT * FROM {source} {kept.text} ORDER BY {order} LIMIT {limit}",
-                kept.args,
+                f"SELECT * FROM {source.text} {kept.text} {order} LIMIT {limit}",
+                (*source.args, *kept.args),
             )
             plans.append(str(txn.fetchall()))
             return select(txn, source, which, order, limit)

@@ -291,27 +291,38 @@ class DestinationList:
     ) -> list[Destination]:
         """Return the first rows of a segment."""
         which = [*segment.where, *self._conditions()]
-        source, order = "destinations", segment.order
+        source, order = Sql("destinations"), f"ORDER BY {segment.order}"
         rows: list[Destination] = []
         if self._is_guess(segment):
             after, looked, size = segment.after, 0, _WINDOWS[0]
             for _ in range(_MOST_WINDOWS):
                 size = max(size, 2 * limit)
                 behind = where(names_between(after, None, segment.names))
+                by = f"{behind.text} ORDER BY {by_name(segment.names)}"
+                # It is read up to the last row that is wanted. SQLite takes the rows
+                # as they come, but would sort all of them again.
+                window = (
+                    f"(SELECT {DESTINATION_COLUMNS} FROM destinations {by} "  # noqa: S608
+                    f"LIMIT {size}) AS destinations"
+                )
+                rows += _select(
+                    txn,
+                    Sql(window, behind.args),
+                    which,
+                    order if self._reader.homeserver.is_postgres else "",
+                    limit - len(rows),
+                )
+                if len(rows) == limit:
+                    return rows
                 txn.execute(
-                    f"SELECT destination FROM destinations {behind.text} "  # noqa: S608
-                    f"ORDER BY {by_name(segment.names)} LIMIT 1 OFFSET ?",
-                    (*behind.args, size - 1),
+                    f"SELECT destination FROM destinations {by} "  # noqa: S608
+                    f"LIMIT 1 OFFSET {size - 1}",
+                    behind.args,
                 )
                 row = txn.fetchone()
-                end: str | None = row[0] if row else None
-                window = names_between(after, end, segment.names)
-                rows += _select(
-                    txn, source, [*which, *window], order, limit - len(rows)
-                )
-                if end is None or len(rows) == limit:
+                if row is None:
                     return rows
-                after, looked, size = end, looked + size, _WINDOWS[1]
+                after, looked, size = row[0], looked + size, _WINDOWS[1]
                 if looked >= size:
                     # Twice as many as hold the rest, if it goes on like this.
                     size = 2 * looked * (limit - len(rows)) // max(len(rows), 1)
@@ -322,7 +333,7 @@ class DestinationList:
             if self._reader.homeserver.is_postgres:
                 order = order.replace("destination", "destination || ''")
             else:
-                source = "destinations NOT INDEXED"
+                source = Sql("destinations NOT INDEXED")
         return rows + _select(txn, source, which, order, limit - len(rows))
 
     def _is_guess(self, segment: Segment) -> bool:
@@ -382,7 +393,7 @@ class DestinationList:
 
 
 def _select(
-    txn: LoggingTransaction, source: str, which: Sequence[Sql], order: str, limit: int
+    txn: LoggingTransaction, source: Sql, which: Sequence[Sql], order: str, limit: int
 ) -> list[Destination]:
     """Return rows.
 
@@ -390,13 +401,13 @@ def _select(
         txn: The transaction.
         source: What stands behind FROM: the table, and which index to read it by.
         which: The conditions.
-        order: The ORDER BY.
+        order: The ORDER BY; empty where the source has it.
         limit: The most rows to return.
     """
     kept = where(which)
     txn.execute(
-        f"SELECT {DESTINATION_COLUMNS} FROM {source} {kept.text} "  # noqa: S608
-        f"ORDER BY {order} LIMIT ?",
-        (*kept.args, limit),
+        f"SELECT {DESTINATION_COLUMNS} FROM {source.text} {kept.text} "  # noqa: S608
+        f"{order} LIMIT ?",
+        (*source.args, *kept.args, limit),
     )
     return list(map(Destination._make, txn.fetchall()))
