@@ -56,17 +56,20 @@ def encode_v1(row: Destination) -> str:
 
 def render_row(homeserver: Homeserver, row: Destination) -> JsonDict:
     """Render the keys of v1, and those of v2 that the row itself tells now."""
-    status, next_retry_ts = _added(row, homeserver.now_ms())
-    return {
-        **render_v1(row),
-        "status": status,
-        "next_retry_ts": next_retry_ts,
-        "allowed": homeserver.is_allowed(row.destination),
-    }
+    allowed = homeserver.is_allowed(row.destination)
+    return render_v2(row, homeserver.now_ms(), allowed=allowed)
+
+
+def render_v2(row: Destination, now_ms: int, *, allowed: bool) -> JsonDict:
+    """Render the keys of v1, and those of v2 that the row itself tells at a time."""
+    found = render_v1(row)
+    found["status"], found["next_retry_ts"] = _added(row, now_ms)
+    found["allowed"] = allowed
+    return found
 
 
 def encode_v2(row: Destination, now_ms: int, *, allowed: bool) -> str:
-    """Return the JSON of `render_row`, at a time."""
+    """Return the JSON of `render_v2`."""
     status, next_retry_ts = _added(row, now_ms)
     return (
         f'{encode_v1(row)[:-1]},"status":"{status}",'

@@ -8,7 +8,7 @@ from synapse.module_api import JsonDict
 from synapse_federation_admin.api._base import Asked, Services, unknown_destination
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._paging import Paging
-from synapse_federation_admin.api._render import render_row
+from synapse_federation_admin.api._render import render_row, render_v2
 from synapse_federation_admin.api.schemas.destinations import (
     DestinationDetail,
     DestinationsPage,
@@ -239,10 +239,12 @@ async def render_rows(
         more["local_users"] = dict((await services.attention.local_users(rows))[1])
     turn = homeserver.turn()
     rendered = []
+    now_ms, is_allowed = homeserver.now_ms(), homeserver.is_allowed
     for row in rows:
-        more_of_row = {
-            key: shown(found.get(row.destination)) for key, found in more.items()
-        }
-        rendered.append({**render_row(homeserver, row), **more_of_row})
+        name = row.destination
+        one = render_v2(row, now_ms, allowed=is_allowed(name))
+        for key, found in more.items():
+            one[key] = shown(found.get(name))
+        rendered.append(one)
         await turn.end_if_long()
     return rendered
