@@ -152,6 +152,16 @@ class WritesTestCase(RecorderTestCase):
         self.pass_s(WRITE_S)
         (success,) = self.rows("successes")
         self.assertEqual(success["destination"], "a.example")
+        # So it is with any request once Synapse has backed off, and that is over.
+        sent.error = RequestSendFailed(ValueError("no JSON"), can_retry=False)
+        self.recorder.transaction_ended(sent)
+        self.recorder.recovered("a.example")
+        self.pass_s(300)
+        now_ts = self.homeserver.now_ms()
+        self.recorder.answered("a.example", 9)
+        self.pass_s(WRITE_S)
+        (success,) = self.rows("successes")
+        self.assertEqual(success["last_ts"], now_ts)
 
     def test_sent_again(self) -> None:
         """What is answered with 503 and is to be sent again is a failure, no outage.

@@ -220,6 +220,9 @@ class Recorder:
         Or that it has asked us something, which proves nothing of our requests.
         """
         now_ts = self._homeserver.now_ms()
+        if has_answered:
+            # Synapse has backed off since it refused a transaction, if it has.
+            self._refusing.pop(destination, None)
         keep_newest(
             self._recovered_ts, destination, now_ts, limits.ANSWERING_DESTINATIONS
         )
