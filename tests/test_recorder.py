@@ -154,6 +154,7 @@ class WritesTestCase(RecorderTestCase):
         self.assertEqual(success["destination"], "a.example")
         # So it is with any request once Synapse has backed off, and that is over.
         sent.error = RequestSendFailed(ValueError("no JSON"), can_retry=False)
+        sent.is_answered = True
         self.recorder.transaction_ended(sent)
         self.recorder.recovered("a.example")
         self.pass_s(300)
