@@ -247,6 +247,11 @@ class TablesTestCase(ModuleTestCase):
             [definition.partition(" USING btree ")[2] for (definition,) in made],
             ["(destination, start_ts)", "(destination)"],
         )
+        # Where a dump was loaded twice meanwhile, that is told.
+        self.run_sql(f"DROP INDEX {PREFIX}successes_pkey")
+        self.run_sql(f"INSERT INTO {PREFIX}successes SELECT * FROM {PREFIX}successes")
+        told = self.get_failure(self.tables.run("test", add_txn), TablesUnusableError)
+        self.assertIn(f"{PREFIX}successes_pkey", str(told.value))
 
     def test_too_new_while_it_runs(self) -> None:
         """If a later version takes the tables over, v1 works; the rest is told why."""

@@ -58,6 +58,9 @@ _DENIED_CODE = "42501"
 _LOCKED_CODE = "55P03"
 _LOCKED_TEXT = "database is locked"
 
+# PostgreSQL's code for rows that are there twice: no primary key can be made over them.
+_DOUBLE_CODE = "23505"
+
 
 class TablesUnusableError(SynapseError):
     """The tables are not to be used by this process.
@@ -165,7 +168,8 @@ class Tables:
                         "The tables of synapse-federation-admin must belong to "
                         f"Synapse's database user: {_told(e)}"
                     ) from e
-                if not self._homeserver.is_refused(e):
+                is_double = bool(attempt) and code_of(e) == _DOUBLE_CODE
+                if not is_double and not self._homeserver.is_refused(e):
                     raise
                 logger.warning("A table of federation_admin is not as expected: %s", e)
                 error = e
