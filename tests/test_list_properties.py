@@ -326,7 +326,8 @@ class ListPropertiesTest(ModuleTestCase):
             kept = where(which)
             txn.execute(
                 f"EXPLAIN {'' if self.is_postgres else 'QUERY PLAN'} "
-                f"SELECT * FROM {source.text} {kept.text} {order} LIMIT {limit}",
+                f"SELECT * FROM {source.text} {kept.text} "
+                f"ORDER BY {order} LIMIT {limit}",
                 (*source.args, *kept.args),
             )
             plans.append(str(txn.fetchall()))

@@ -291,38 +291,19 @@ class DestinationList:
     ) -> list[Destination]:
         """Return the first rows of a segment."""
         which = [*segment.where, *self._conditions()]
-        source, order = Sql("destinations"), f"ORDER BY {segment.order}"
+        source, order = Sql("destinations"), segment.order
         rows: list[Destination] = []
         if self._is_guess(segment):
             after, looked, size = segment.after, 0, _WINDOWS[0]
             for _ in range(_MOST_WINDOWS):
                 size = max(size, 2 * limit)
-                behind = where(names_between(after, None, segment.names))
-                by = f"{behind.text} ORDER BY {by_name(segment.names)}"
-                # It is read up to the last row that is wanted. SQLite takes the rows
-                # as they come, but would sort all of them again.
-                window = (
-                    f"(SELECT {DESTINATION_COLUMNS} FROM destinations {by} "  # noqa: S608
-                    f"LIMIT {size}) AS destinations"
+                found, end = self._window_txn(
+                    txn, segment, after, size, limit - len(rows)
                 )
-                rows += _select(
-                    txn,
-                    Sql(window, behind.args),
-                    which,
-                    order if self._reader.homeserver.is_postgres else "",
-                    limit - len(rows),
-                )
-                if len(rows) == limit:
+                rows += found
+                if end is None or len(rows) == limit:
                     return rows
-                txn.execute(
-                    f"SELECT destination FROM destinations {by} "  # noqa: S608
-                    f"LIMIT 1 OFFSET {size - 1}",
-                    behind.args,
-                )
-                row = txn.fetchone()
-                if row is None:
-                    return rows
-                after, looked, size = row[0], looked + size, _WINDOWS[1]
+                after, looked, size = end, looked + size, _WINDOWS[1]
                 if looked >= size:
                     # Twice as many as hold the rest, if it goes on like this.
                     size = 2 * looked * (limit - len(rows)) // max(len(rows), 1)
@@ -335,6 +316,42 @@ class DestinationList:
             else:
                 source = Sql("destinations NOT INDEXED")
         return rows + _select(txn, source, which, order, limit - len(rows))
+
+    def _window_txn(
+        self,
+        txn: LoggingTransaction,
+        segment: Segment,
+        after: str | None,
+        size: int,
+        limit: int,
+    ) -> tuple[list[Destination], str | None]:
+        """Return the first rows of a segment that are among the next `size` names.
+
+        Returns:
+            The rows, and the last of those names; None if none lies behind, or if there
+            are enough rows.
+        """
+        which = [*segment.where, *self._conditions()]
+        behind = where(names_between(after, None, segment.names))
+        by = f"{behind.text} ORDER BY {by_name(segment.names)}"
+        names = "SELECT destination FROM destinations"
+        last = Sql(f"{names} {by} LIMIT 1 OFFSET {size - 1}", behind.args)
+        if not self._reader.homeserver.is_postgres:
+            # It counts quickly, and tells by the name alone whether to read a row.
+            found = last.select_txn(txn)
+            end = found[0][0] if found else None
+            which += names_between(after, end, segment.names)
+            table = Sql("destinations")
+            return _select(txn, table, which, segment.order, limit), end
+        # It is read up to the last row that is wanted, and counted only then.
+        window = Sql(
+            f"(SELECT {DESTINATION_COLUMNS} FROM destinations {by} "  # noqa: S608
+            f"LIMIT {size}) AS destinations",
+            behind.args,
+        )
+        rows = _select(txn, window, which, segment.order, limit)
+        found = last.select_txn(txn) if len(rows) < limit else []
+        return rows, found[0][0] if found else None
 
     def _is_guess(self, segment: Segment) -> bool:
         """Tell whether nobody can know through how many rows a segment is read.
@@ -401,13 +418,13 @@ def _select(
         txn: The transaction.
         source: What stands behind FROM: the table, and which index to read it by.
         which: The conditions.
-        order: The ORDER BY; empty where the source has it.
+        order: The ORDER BY.
         limit: The most rows to return.
     """
     kept = where(which)
     txn.execute(
         f"SELECT {DESTINATION_COLUMNS} FROM {source.text} {kept.text} "  # noqa: S608
-        f"{order} LIMIT ?",
+        f"ORDER BY {order} LIMIT ?",
         (*source.args, *kept.args, limit),
     )
     return list(map(Destination._make, txn.fetchall()))
