@@ -47,13 +47,16 @@ class LiveTestCase(ConsoleTestCase):
         self.assertIn(["main", "running"], found["processes"])
 
     def test_parts(self) -> None:
-        """What a change may be of is live: all that is known of a server, and the last
+        """What a change may be of is live: all that is known of a server, the list, also
+        by what an admin has done long before an outage is found to be over, and the last
         entries of the audit, but not those before."""
         self.add_destination(NAME, *FAILING)
         page = self.visit("GET", f"/servers/{NAME}", self.admin_token).text_body
         for part in ("status", "advice", "why", "days", "waits", "affected", "audit"):
             live = f'id="{part}" data-live="failed:5 came_back:5 audit:5 processes:15"'
             self.assertIn(live, page)
+        page = self.visit("GET", "/servers", self.admin_token).text_body
+        self.assertIn('id="rows" data-live="failed:30 came_back:10 audit:10"', page)
         page = self.visit("GET", "/audit", self.admin_token).text_body
         self.assertIn('<section id="entries" data-live="audit:5">', page)
 
