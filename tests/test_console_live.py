@@ -47,9 +47,11 @@ class LiveTestCase(ConsoleTestCase):
         self.assertIn(["main", "running"], found["processes"])
 
     def test_parts(self) -> None:
-        """What a change may be of is live: all that is known of a server, the list, also
-        by what an admin has done long before an outage is found to be over, and the last
-        entries of the audit, but not those before."""
+        """What a change may be of is live: all that is known of a server, the list, and
+        the last entries of the audit, but not those before.
+
+        What an admin has done is known long before an outage is found to be over.
+        """
         self.add_destination(NAME, *FAILING)
         page = self.visit("GET", f"/servers/{NAME}", self.admin_token).text_body
         for part in ("status", "advice", "why", "days", "waits", "affected", "audit"):
