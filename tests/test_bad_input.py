@@ -135,6 +135,7 @@ class BadInputTestCase(ModuleTestCase):
             self.assertEqual(report["kind"], "invalid_name", what)
             stages = {stage["name"]: stage for stage in report["stages"]}
             self.assertEqual(stages["authenticated"]["outcome"], "skipped", what)
+            self.assertEqual(stages["sender"]["outcome"], "skipped", what)
             self.assertEqual(stages["stored"]["outcome"], "ok", what)
         self.assertEqual(self.names(), ["a.example"])
 

@@ -233,13 +233,23 @@ class StoriesTestCase(StoryTestCase):
         self.assertEqual(self.row(NAME)[0], 0)
 
     def test_no_homeserver(self) -> None:
-        """So is JSON that no homeserver answers, after which nothing waits any more."""
+        """So is JSON that no homeserver answers, after which nothing waits any more.
+
+        Also where that is written later than what Synapse writes of it.
+        """
         self.add_to_device(NAME)
         self.reset()
-        self.send(None, answer={"status": "ok"})
-        # Synapse takes it for delivered.
-        self.take(NAME)
-        self.tell("3")
+        note = Audit.note
+
+        async def note_late(*args: Any) -> None:
+            await self.homeserver.sleep_ms(1000)
+            await note(*args)
+
+        with mock.patch.object(Audit, "note", note_late):
+            self.send(None, answer={"status": "ok"})
+            # Synapse takes it for delivered.
+            self.take(NAME)
+            self.tell("3")
         (entry,) = self.audit()
         self.assertEqual(entry["outcome"], "refused")
         self.assertEqual(entry["details"]["refused"]["status"], 200)

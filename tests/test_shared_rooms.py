@@ -154,8 +154,11 @@ class ListTestCase(StoreTestCase):
                 ]
             },
         )
-        other = self.get_json(f"{V2}/destinations/c.example/shared_rooms")
-        self.assertEqual(other, {"rooms": []})
+        other = f"{V2}/destinations/c.example/shared_rooms"
+        # That nothing is shared with it is only told of a server that is known.
+        self.assertEqual(self.ask("GET", other).code, 404)
+        self.add_destination("c.example")
+        self.assertEqual(self.get_json(other), {"rooms": []})
 
     def test_pages(self) -> None:
         """Pages have every shared room once, those with most local members first."""

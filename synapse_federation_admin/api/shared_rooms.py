@@ -11,6 +11,7 @@ from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._paging import Paging
 from synapse_federation_admin.api.schemas.model import Answer, NextToken, Paged
 from synapse_federation_admin.api.schemas.values import Shown, shown
+from synapse_federation_admin.api.v2_destinations import require_known
 from synapse_federation_admin.destinations.shared_rooms import SharedRoom
 
 
@@ -23,7 +24,7 @@ class SharedRoomsPage(Answer):
     next_token: NextToken = None
 
 
-@operation(Paged, SharedRoomsPage)
+@operation(Paged, SharedRoomsPage, errors={404: "Nothing is known of the destination."})
 async def list_shared_rooms(asked: Asked, query: Paged, destination: str) -> JsonDict:
     """List the rooms in which users of a server and of this one are now.
 
@@ -45,12 +46,14 @@ async def list_shared_rooms(asked: Asked, query: Paged, destination: str) -> Jso
             "next_token": "xBp0..."
         }
 
-    A name that shares none, known or not, has an empty list.
+    A destination that shares none has an empty list.
     """
     paging = Paging(query, "shared_rooms", destination)
     found = await asked.services.shared_rooms.page(
         destination, paging.after, paging.limit
     )
+    if not found:
+        await require_known(asked.services, destination)
     rooms, next_token = paging.cut(
         found, lambda last: [last.local_members, last.room_id]
     )

@@ -221,7 +221,7 @@ class Diagnoses:
         stages = Stages({StageName.NAME: checked})
         await side_by_side(
             partial(_take, way, stages, self._check_stored(way, name)),
-            partial(_take, way, stages, self._check_sender(way, name)),
+            partial(_take, way, stages, self._check_sender(way, name, invalid)),
             partial(_guarded, stages, (*_DIRECT, *_ASKED), _check_way, way, name),
         )
         stages[StageName.CLOCK] = check_clock(stages)
@@ -272,7 +272,12 @@ class Diagnoses:
 
         return await self._read(StageName.STORED, way, read)
 
-    async def _check_sender(self, way: Way, name: str) -> Stage:
+    async def _check_sender(
+        self, way: Way, name: str, invalid: Failure | None
+    ) -> Stage:
+        if invalid is not None:
+            return Stage.skip(StageName.SENDER, SkipReason.INVALID_NAME)
+
         async def read() -> Stage:
             senders = self._senders()
             if senders is None:

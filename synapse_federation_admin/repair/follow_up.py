@@ -157,11 +157,9 @@ class FollowUp:
             return
         if is_connected:
             unsent = await self.unsent([str(entry.destination)])
-            outcome = (
-                ReconnectOutcome.NOT_SENT if unsent else ReconnectOutcome.CONNECTED
-            )
-            ended = self._audit.ended(entry, outcome.value, shown)
-            write = partial(self._audit.end, ended)
+            ended = ReconnectOutcome.NOT_SENT if unsent else ReconnectOutcome.CONNECTED
+            entry = self._audit.ended(entry, ended.value, shown)
+            write = partial(self._audit.end, entry)
         else:
             write = partial(self._audit.note, {entry.entry_id: shown}, "entry_id")
         # However many wait while the database is away, these few try.
@@ -274,9 +272,11 @@ class FollowUp:
         ended = []
         for entry in entries:
             name = str(entry.destination)
-            outcome = self._outcome_of(entry, now[name], failing.get(name))
+            # Synapse may have written what it does next before a note is written.
+            noted = self._audit.ended(entry, AUDIT_PENDING, self._notes.get(name))
+            outcome = self._outcome_of(noted, now[name], failing.get(name))
             if outcome is not None:
-                ended.append(self._audit.ended(entry, outcome.value))
+                ended.append(self._audit.ended(noted, outcome.value))
         return ended
 
     def _restore_txn(
