@@ -468,15 +468,29 @@ def test_is_why(failure_ts: int | None, last_ts: int, is_why: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("success_ts", "failure_ts", "is_so"),
-    [(None, None, False), (None, 5, True), (4, 5, True), (6, 5, False)],
+    ("success_ts", "failure_ts", "down_ts", "is_so"),
+    [
+        (None, None, None, False),
+        (None, 5, None, True),
+        (4, 5, None, True),
+        (6, 5, None, False),
+        # The end of an outage is found out later than that it has answered.
+        (None, None, 3, True),
+        (4, None, 3, False),
+        (4, 5, 3, True),
+        (6, 5, 3, False),
+    ],
 )
 def test_unanswered(
-    success_ts: int | None, failure_ts: int | None, is_so: bool
+    success_ts: int | None, failure_ts: int | None, down_ts: int | None, is_so: bool
 ) -> None:
-    """A server that was reset is not said to work before it has answered."""
+    """A server that was reset is said to work as soon as it has answered."""
     last = None if failure_ts is None else {"last_ts": failure_ts}
-    server = {"last_success_ts": success_ts, "last_failure": last}
+    server = {
+        "last_success_ts": success_ts,
+        "last_failure": last,
+        "availability": {"down_since_ts": down_ts},
+    }
     assert servers.is_unanswered(server) is is_so
 
 

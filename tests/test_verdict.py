@@ -10,6 +10,7 @@ from typing import Any
 import attr
 import pytest
 
+from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.diagnosis.connections import (
     conclude as conclude_connections,
@@ -38,7 +39,7 @@ from synapse_federation_admin.diagnosis.stages import (
     StageName,
     Stages,
 )
-from synapse_federation_admin.diagnosis.stored import check_sender
+from synapse_federation_admin.diagnosis.stored import check_sender, check_stored
 from synapse_federation_admin.diagnosis.verdict import conclude
 from synapse_federation_admin.failures.kinds import (
     NOBODY_THERE,
@@ -48,7 +49,7 @@ from synapse_federation_admin.failures.kinds import (
 )
 from synapse_federation_admin.failures.situation import LastRequest, Remark, Verdict
 from synapse_federation_admin.storage.instances import InstanceState
-from synapse_federation_admin.storage.records import RecordedFailure
+from synapse_federation_admin.storage.records import Recorded, RecordedFailure
 
 pytestmark = pytest.mark.one_synapse
 
@@ -553,10 +554,17 @@ def test_sender(sender: Sender, expected: str, advice: str) -> None:
 
 
 def test_sender_never_begun() -> None:
-    """What has never begun to send is not told as keeping up with it."""
-    for position, said in ((5, "and keeps up"), (None, "once it has begun to")):
+    """Who has come to no event is not told as keeping up, nor as sending nothing."""
+    for position, said in ((5, "and keeps up"), (None, "; it has queued no event yet")):
         sender = RUNNING._replace(position=position)
         assert check_sender(sender, None, now_ms=9).message.endswith(said)
+
+
+def test_no_row() -> None:
+    """That there is no row says nothing of what was sent: messages leave none."""
+    taken = Recorded((), success_ts=8)
+    stage = check_stored(None, Backlog(), None, taken, now_ms=9)
+    assert stage.message.startswith("Synapse has no row for the server")
 
 
 @pytest.mark.parametrize("instance", ["federation_sender1", "main"])

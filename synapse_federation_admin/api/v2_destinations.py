@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: destinations with their status, found by what matters."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from synapse.module_api import JsonDict
 
@@ -23,7 +23,7 @@ from synapse_federation_admin.destinations.reader import DestinationList
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.values import Destination, Position
 from synapse_federation_admin.destinations.waiting import WaitingList
-from synapse_federation_admin.history.store import if_readable
+from synapse_federation_admin.history.store import Availability, if_readable
 from synapse_federation_admin.homeserver.features import Feature
 from synapse_federation_admin.storage.records import Recorded
 
@@ -225,15 +225,16 @@ async def render_rows(
     more: dict[str, dict[str, object]] = {}
     if Include.BACKLOG in includes:
         more["backlog"] = dict(await services.backlog.of(names))
+    days: Mapping[str, Availability] = {}
+    if Include.AVAILABILITY in includes:
+        days = await services.history.availability(names)
+        more["availability"] = dict(days)
     if Include.FAILURE in includes:
         failures = await services.history.failures(names)
         more["last_failure"] = {name: found[0] for name, found in failures.items()}
         # Where none failed, nothing depends on it.
-        more["last_success_ts"] = dict(
-            await services.history.last_successes(list(failures))
-        )
-    if Include.AVAILABILITY in includes:
-        more["availability"] = dict(await services.history.availability(names))
+        failed = [*failures, *(name for name in days if days[name].down_since_ts)]
+        more["last_success_ts"] = dict(await services.history.last_successes(failed))
     if Include.LOCAL_USERS in includes:
         services.features.require(Feature.SHARED_ROOMS, Feature.BACKLOG)
         more["local_users"] = dict((await services.attention.local_users(rows))[1])

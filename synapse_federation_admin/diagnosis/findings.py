@@ -282,9 +282,10 @@ class SenderFindings(NamedTuple):
     @property
     def summary(self) -> str:
         """What there is to say if nothing is wrong."""
+        who = f"{self.sender.instance} sends to this server"
         if self.sender.position is None:
-            return f"{self.sender.instance} sends to this server, once it has begun to"
-        return f"{self.sender.instance} sends to this server, and keeps up"
+            return f"{who}; it has queued no event yet"
+        return f"{who}, and keeps up"
 
 
 class StoredFindings(NamedTuple):
@@ -360,7 +361,7 @@ class StoredFindings(NamedTuple):
     def summary(self) -> str:
         """What there is to say if nothing is wrong."""
         if not self.is_known:
-            return "Synapse has never sent anything to the server"
+            return "Synapse has no row for the server: it does not back off from it"
         if self.next_retry_ts is None:
             return "Synapse does not back off from the server"
         retries = "when something is due"

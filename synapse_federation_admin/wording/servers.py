@@ -44,13 +44,13 @@ def is_why(server: Mapping[str, Any]) -> bool:
 def is_unanswered(server: Mapping[str, Any]) -> bool:
     """Tell whether a server that is not in backoff has not answered since it failed.
 
-    So it is after a reset, until a request gets through: its outage lasts.
+    So it is after a reset, until a request gets through. That its outage has ended is
+    found out up to a minute later.
     """
     if server.get("next_retry_ts") is not None:
         return False
-    if (server.get("availability") or {}).get("down_since_ts") is not None:
-        return True
-    failed_ts = (server.get("last_failure") or {}).get("last_ts", 0)
+    down_ts = (server.get("availability") or {}).get("down_since_ts") or 0
+    failed_ts = max(down_ts, (server.get("last_failure") or {}).get("last_ts", 0))
     # Lists without failures do not have it.
     return bool(failed_ts > (server.get("last_success_ts", failed_ts) or 0))
 
@@ -108,4 +108,4 @@ def how_far(sender: Mapping[str, Any]) -> str:
     if not sender.get("instance"):
         return ""
     is_begun = sender.get("position") is not None
-    return "0 events behind" if is_begun else "it has never begun to send"
+    return "0 events behind" if is_begun else "it has queued no event yet"

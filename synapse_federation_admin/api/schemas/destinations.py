@@ -207,7 +207,7 @@ class ListedDestination(Destination):
     )
     last_success_ts: int | None = Field(
         default_factory=absent,
-        description="With `include=failure`, where one was recorded: when it last "
+        description="With `include=failure`, where it has failed: when it last "
         "answered a request well, to within five minutes; null if it has not since. A "
         "server that is not failing and has not answered since it failed last is not "
         "known to work.",
