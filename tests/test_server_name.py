@@ -72,3 +72,19 @@ def test_accepted(name: str) -> None:
     """What is a server name is one for Synapse, too."""
     if is_server_name(name):
         parse_and_validate_server_name(name)
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a", "-", ".", ":", "0", "6", "5535", "[::1]", "_", "a" * 62]),
+        max_size=9,
+    ).map("".join)
+)
+def test_told_quickly(name: str) -> None:
+    """What lists ask of every row is answered as by who parses the name."""
+    try:
+        ServerName.parse(name)
+    except InvalidServerNameError:
+        assert not is_server_name(name)
+    else:
+        assert is_server_name(name)

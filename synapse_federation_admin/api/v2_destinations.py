@@ -238,14 +238,13 @@ async def render_rows(
     if Include.LOCAL_USERS in includes:
         services.features.require(Feature.SHARED_ROOMS, Feature.BACKLOG)
         more["local_users"] = dict((await services.attention.local_users(rows))[1])
-    turn = homeserver.turn()
-    rendered = []
     now_ms, is_allowed = homeserver.now_ms(), homeserver.is_allowed
-    for row in rows:
-        name = row.destination
-        one = render_v2(row, now_ms, allowed=is_allowed(name))
-        for key, found in more.items():
-            one[key] = shown(found.get(name))
-        rendered.append(one)
-        await turn.end_if_long()
+    rendered = [
+        render_v2(row, now_ms, allowed=is_allowed(row.destination)) for row in rows
+    ]
+    if more:
+        turn = homeserver.turn()
+        for name, one in zip(names, rendered, strict=True):
+            one.update({key: shown(found.get(name)) for key, found in more.items()})
+            await turn.end_if_long()
     return rendered

@@ -13,8 +13,12 @@ _NAME = re.compile(
     r"(?P<host>\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|[0-9A-Za-z.-]{1,255})"
     r"(?::(?P<port>[0-9]{1,5}))?"
 )
-# What most names are: shorter than a label may be.
-_PLAIN = re.compile(r"[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*")
+# What most names are.
+_PLAIN = re.compile(
+    r"(?:[0-9A-Za-z-]{1,63}\.)*[0-9A-Za-z-]{1,63}"
+    r"(?::(?:[1-5][0-9]{4}|[1-9][0-9]{0,3}))?"
+)
+_MAX_HOST = 255
 _MAX_PORT = 65535
 _MAX_LABEL = 63
 
@@ -110,7 +114,7 @@ def is_internal(address: str) -> bool:
 
 def is_server_name(name: str) -> bool:
     """Tell whether a name is a server name."""
-    if len(name) <= _MAX_LABEL and _PLAIN.fullmatch(name):
+    if len(name) <= _MAX_HOST and _PLAIN.fullmatch(name):
         # Long lists ask this of every row.
         return True
     try:
