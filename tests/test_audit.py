@@ -376,3 +376,46 @@ class KeepTestCase(AuditTestCase):
         self.assertEqual(said["reason"], reason)
         self.assertEqual(said["user"], "@admin:test")
         self.assertEqual(said["outcome"], "connected")
+
+    def test_log_of_run(self) -> None:
+        """What a run does alike to several destinations at once is one line."""
+        made = [
+            self.log.entry(
+                AuditAction.RECONNECT,
+                ADMIN,
+                destination=name,
+                run_id="run",
+                outcome=outcome,
+                details={"contact": 1},
+            )
+            for name, outcome in (
+                ("a", "pending"),
+                ("b", "connected"),
+                ("c", "pending"),
+                ("d", "still_failing"),
+                ("e", "connected"),
+            )
+        ]
+        made = [attr.evolve(entry, ended_ts=1) for entry in made]
+        pending = [entry for entry in made if entry.outcome == "pending"]
+        ended = [self.log.ended(entry, "refused") for entry in pending]
+
+        def write_txn(txn: LoggingTransaction) -> None:
+            self.log.insert_txn(txn, made)
+            self.assertEqual(self.log.end_txn(txn, made[1], *ended), ended)
+
+        with self.assertLogs(module.logger, "INFO") as logs:
+            self.get_success(self.homeserver.run_db_interaction("test", write_txn))
+        lines = [r.getMessage().removeprefix("Audit: ") for r in logs.records]
+        told = [json.loads(line) for line in lines]
+        self.assertEqual(
+            [(said["outcome"], said["destination"]) for said in told],
+            [
+                ("pending", ["a", "c"]),
+                ("connected", ["b", "e"]),
+                ("still_failing", "d"),
+                ("refused", ["a", "c"]),
+            ],
+        )
+        self.assertEqual({said["run_id"] for said in told}, {"run"})
+        self.assertEqual(told[2]["contact"], 1)

@@ -224,34 +224,43 @@ class TablesTestCase(ModuleTestCase):
         )
 
     def test_primary_key_dropped(self) -> None:
-        """A primary key that was dropped is made again, as a unique index."""
-        if not self.is_postgres:
-            # It cannot be dropped there.
-            return
-        for table in ("outages", "successes"):
-            self.run_sql(
-                f"ALTER TABLE {PREFIX}{table} DROP CONSTRAINT {PREFIX}{table}_pkey"
-            )
+        """A primary key that was dropped is made again, as a unique index; on SQLite,
+        and where rows are there twice, it is told what to do."""
         answer = RecordedSuccess(NAME, 1, None, NAME)
 
         def add_txn(txn: LoggingTransaction) -> None:
             for _ in range(2):
                 add_successes_txn(txn, [answer])
 
-        self.get_success(self.tables.run("test", add_txn))
-        made = self.run_sql(
-            "SELECT indexdef FROM pg_indexes WHERE indexname IN "
-            f"('{PREFIX}outages_pkey', '{PREFIX}successes_pkey') ORDER BY 1"
-        )
-        self.assertEqual(
-            [definition.partition(" USING btree ")[2] for (definition,) in made],
-            ["(destination, start_ts)", "(destination)"],
-        )
-        # Where a dump was loaded twice meanwhile, that is told.
-        self.run_sql(f"DROP INDEX {PREFIX}successes_pkey")
-        self.run_sql(f"INSERT INTO {PREFIX}successes SELECT * FROM {PREFIX}successes")
+        table = f"{PREFIX}successes"
+        if self.is_postgres:
+            for name in ("outages", "successes"):
+                self.run_sql(
+                    f"ALTER TABLE {PREFIX}{name} DROP CONSTRAINT {PREFIX}{name}_pkey"
+                )
+            self.get_success(self.tables.run("test", add_txn))
+            made = self.run_sql(
+                "SELECT indexdef FROM pg_indexes WHERE indexname IN "
+                f"('{PREFIX}outages_pkey', '{table}_pkey') ORDER BY 1"
+            )
+            self.assertEqual(
+                [definition.partition(" USING btree ")[2] for (definition,) in made],
+                ["(destination, start_ts)", "(destination)"],
+            )
+            # Where a dump was loaded twice meanwhile, that is told.
+            self.run_sql(f"DROP INDEX {table}_pkey")
+            self.run_sql(f"INSERT INTO {table} SELECT * FROM {table}")
+            said = f"{table}_pkey"
+        else:
+            # So does a table that was copied.
+            self.run_sql(f"CREATE TABLE copied AS SELECT * FROM {table}")
+            self.run_sql(f"DROP TABLE {table}")
+            self.run_sql(f"ALTER TABLE copied RENAME TO {table}")
+            said = "PRIMARY KEY"
         told = self.get_failure(self.tables.run("test", add_txn), TablesUnusableError)
-        self.assertIn(f"{PREFIX}successes_pkey", str(told.value))
+        self.assertIn(said, str(told.value))
+        self.run_sql(f"DROP TABLE {table}")
+        self.get_success(self.tables.run("test", add_txn))
 
     def test_too_new_while_it_runs(self) -> None:
         """If a later version takes the tables over, v1 works; the rest is told why."""

@@ -144,7 +144,7 @@ async def reconnect(asked: Asked, body: ReconnectBody, destination: str) -> Json
     # What it has met is told to whoever asks next.
     await if_readable(lambda: services.recorder.write())
     processes = await if_readable(lambda: services.senders.read())
-    sender = await if_readable(lambda: services.senders.of(destination))
+    sender = processes and processes.sender(homeserver.sender_of(destination))
     told = told_to(found.told, processes)
     if processes is not None and not processes.is_sent:
         told["told"] = []

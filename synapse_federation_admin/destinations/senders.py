@@ -132,6 +132,10 @@ class Processes(NamedTuple):
     instances: Mapping[str, Instance]
     senders: tuple[Sender, ...]
 
+    def sender(self, name: str | None) -> Sender:
+        """Return the one of a name; where nobody has it, what there is."""
+        return next((s for s in self.senders if s.instance == name), self.senders[0])
+
     @property
     def is_sent(self) -> bool:
         """Whether any process sends, as far as is known."""
@@ -244,20 +248,19 @@ class Senders:
 
     async def of(self, destination: str) -> Sender:
         """Return who sends to a destination; of the state `nobody` if nobody does."""
-        return self._of(await self.read(), destination)
+        sender_of = self._homeserver.sender_of
+        return (await self.read()).sender(sender_of(destination))
 
     async def unsent(self, destinations: Iterable[str]) -> set[str]:
         """Return those of some destinations to whom it is known that nothing leaves."""
-        found = set(destinations)
+        found, sender_of = set(destinations), self._homeserver.sender_of
         # What runs is told as it was some seconds ago; that one does not, as it is.
         for read in (self.lately.get, self.read):
             if found and (processes := await read()):
-                found = {d for d in found if self._of(processes, d).sends_nothing}
+                found = {
+                    d for d in found if processes.sender(sender_of(d)).sends_nothing
+                }
         return found
-
-    def _of(self, processes: Processes, destination: str) -> Sender:
-        name, senders = self._homeserver.sender_of(destination), processes.senders
-        return next((s for s in senders if s.instance == name), senders[0])
 
     async def read(self) -> Processes:
         """Return all processes; read once for all who ask at the same time."""

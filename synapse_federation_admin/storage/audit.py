@@ -160,27 +160,31 @@ class Audit:
         )
         txn.call_after(self._log_and_count, entries)
 
-    def end_txn(self, txn: LoggingTransaction, entry: AuditEntry) -> bool:
-        """Write what came of an entry that is there, unless it has ended already.
+    def end_txn(
+        self, txn: LoggingTransaction, *entries: AuditEntry
+    ) -> list[AuditEntry]:
+        """Write what came of entries that are there, unless they have ended already.
 
         Returns:
-            Whether it had not.
+            Those of them that had not.
         """
-        txn.execute(
-            "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ?, "
-            "details = ? WHERE entry_id = ? AND outcome = ?",
-            (
-                entry.outcome,
-                entry.ended_ts,
-                _to_json(entry.details),
-                entry.entry_id,
-                AUDIT_PENDING,
-            ),
-        )
-        has_ended = bool(txn.rowcount)
-        if has_ended:
-            txn.call_after(self._log_and_count, [entry])
-        return has_ended
+        ended = []
+        for entry in entries:
+            txn.execute(
+                "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ?, "
+                "details = ? WHERE entry_id = ? AND outcome = ?",
+                (
+                    entry.outcome,
+                    entry.ended_ts,
+                    _to_json(entry.details),
+                    entry.entry_id,
+                    AUDIT_PENDING,
+                ),
+            )
+            if txn.rowcount:
+                ended.append(entry)
+        txn.call_after(self._log_and_count, ended)
+        return ended
 
     def _log_and_count(self, entries: Collection[AuditEntry]) -> None:
         _log(entries)
@@ -416,14 +420,21 @@ def _to_json(details: Mapping[str, object]) -> str:
 
 
 def _log(entries: Collection[AuditEntry]) -> None:
+    # A line for all destinations to which the same has happened in a run: where the
+    # disk of the log is full, each line holds everybody up.
+    alike: dict[tuple[str | None, str], list[AuditEntry]] = {}
     for entry in entries:
         is_begun = entry.outcome == AUDIT_PENDING and entry.ended_ts is None
         # What may take long is in the log when it begins, too.
         if is_begun and not entry.action.startswith(WHOLE):
             continue
+        is_of_many = entry.run_id is not None and entry.destination is not None
+        of = (entry.run_id, entry.outcome) if is_of_many else (None, entry.entry_id)
+        alike.setdefault(of, []).append(entry)
+    for entry, *others in alike.values():
         # As JSON, in ASCII: whatever a remote server or an admin has put into a name
         # or a reason, it is one line.
-        said = {
+        said: dict[str, object] = {
             "action": entry.action,
             "outcome": entry.outcome,
             "destination": entry.destination,
@@ -431,7 +442,9 @@ def _log(entries: Collection[AuditEntry]) -> None:
             "puppeted_by": entry.actor.puppeted_by,
             "reason": entry.reason,
             "run_id": entry.run_id,
-            "entry_id": entry.entry_id,
-            **entry.details,
         }
+        if others:
+            said["destination"] = [each.destination for each in (entry, *others)]
+        else:
+            said |= {"entry_id": entry.entry_id, **entry.details}
         logger.info("Audit: %s", _to_json({k: v for k, v in said.items() if v}))
