@@ -252,10 +252,9 @@ class FollowUp:
             self._runs.recount_txn(txn, run_id, ())
         works = self._restore_txn(txn, ended)
         counted: dict[str, list[str]] = defaultdict(list)
-        in_order = sorted(ended, key=lambda entry: entry.entry_id)
-        for entry in self._audit.end_txn(txn, *in_order):
-            if entry.run_id:
-                counted[entry.run_id].append(entry.outcome)
+        ended.sort(key=lambda entry: entry.entry_id)
+        for entry in self._audit.end_txn(txn, *ended):
+            counted[entry.run_id or ""].append(entry.outcome)
         for run_id in run_ids:
             self._runs.recount_txn(txn, run_id, counted[run_id])
         self._audit.works_txn(txn, works)
