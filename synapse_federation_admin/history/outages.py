@@ -15,7 +15,6 @@ the process that runs background tasks does this.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
 
 from synapse.module_api import LoggingTransaction
 
@@ -26,13 +25,11 @@ from synapse_federation_admin.storage.outage_ends import SETTLED_MS, changed_sin
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import Sql
 
-T = TypeVar("T")
-
-# How often it is looked what has ended, and how soon after the start; and each how many
-# times at all outages: there may be many.
+# How often it is looked what has ended, and how soon after the start; and how often at
+# all outages, as there may be many: not in the first minute, which has enough to do.
 _EVERY_MS = 60_000
 _FIRST_MS = 2000
-_ALL_EACH = 10
+_ALL_EVERY_MS = 600_000
 
 
 def _read_nothing(_: LoggingTransaction) -> None:
@@ -59,10 +56,6 @@ class Outages:
         self._homeserver = homeserver
         self._tables = tables
         self._then_read_txn = then_read_txn
-        # Looks left until all are looked at: not in the first minute, which has enough
-        # to do.
-        self._left = 1
-        self._has_begun = False
 
     def start(self) -> None:
         """Begin to look once a minute, if this process runs background tasks."""
@@ -71,13 +64,15 @@ class Outages:
             self._homeserver.every(
                 "federation_admin_outages",
                 _EVERY_MS,
-                self._look_as_often,
+                partial(self.look, at_all=False),
                 first_after_ms=_FIRST_MS,
             )
-
-    async def _look_as_often(self) -> None:
-        await self.look(at_all=self._left == 0)
-        self._left = (self._left - 1) % _ALL_EACH
+            self._homeserver.every(
+                "federation_admin_all_outages",
+                _ALL_EVERY_MS,
+                self.look,
+                first_after_ms=_EVERY_MS,
+            )
 
     async def look(self, *, at_all: bool = True) -> None:
         """Bring the outages up to date. Raises what the database raises.
@@ -86,15 +81,11 @@ class Outages:
             at_all: Look at all that last, and not only at those of which something was
                 written lately.
         """
-        # Again and again: the tables may have been dropped.
-        if at_all or not self._has_begun:
-            await self._run(self._begin_recording_txn)
-            self._has_begun = True
-        while await self._run(partial(self._look_txn, at_all=at_all)):
+        look_txn = partial(self._look_txn, at_all=at_all)
+        while await self._tables.run(
+            "federation_admin_outages", look_txn, read_committed=True
+        ):
             pass
-
-    def _begin_recording_txn(self, txn: LoggingTransaction) -> None:
-        outages.begin_recording_txn(txn, self._homeserver.now_ms())
 
     def _begin_missing_txn(
         self, txn: LoggingTransaction, destinations: Sequence[str]
@@ -104,6 +95,8 @@ class Outages:
     def _look_txn(self, txn: LoggingTransaction, *, at_all: bool) -> bool:
         """Bring some outages up to date; return whether there may be more."""
         now_ts = self._homeserver.now_ms()
+        # Again and again: the tables may have been dropped.
+        outages.begin_recording_txn(txn, now_ts)
         lately_ts = now_ts - SETTLED_MS - 2 * _EVERY_MS
         which = Sql("TRUE") if at_all else changed_since(lately_ts)
         most = limits.OUTAGES_ENDED
@@ -111,8 +104,3 @@ class Outages:
             return True
         self._then_read_txn(txn)
         return False
-
-    async def _run(self, func: Callable[[LoggingTransaction], T]) -> T:
-        return await self._tables.run(
-            "federation_admin_outages", func, read_committed=True
-        )

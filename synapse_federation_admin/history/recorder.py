@@ -47,9 +47,8 @@ K = TypeVar("K")
 
 logger = logging.getLogger(__name__)
 
-# How long what was taken may wait until it is written; and while that fails.
+# How long what was taken may wait until it is written.
 _WRITE_EVERY_MS = 3000
-_AGAIN_MS = 10_000
 
 # Synapse waits for longer before it sends a transaction again.
 _SENT_AGAIN_MS = 1000
@@ -86,13 +85,10 @@ class Recorder:
         self._noted: dict[str, tuple[int, int]] = {}
         # Those that have refused a transaction so that Synapse does not back off.
         self._refusing: dict[str, bool] = {}
-        self._is_writing = False
         self._second_looks = SecondLooks(homeserver, self._take_found)
-        self._wait_ms = _WRITE_EVERY_MS
         self._under_way: Callable[[str], Transaction | None] = lambda _: None
-        # Whether it has been said that there is no room, and that nothing is written.
+        # Whether it has been said that there is no room.
         self._has_said_full = False
-        self._has_said_failing = False
 
     def start(self) -> None:
         """Begin to take note; what has not been written is when Synapse shuts down."""
@@ -100,6 +96,13 @@ class Recorder:
             if kind not in OWN_KINDS:
                 self._homeserver.metrics(FAILURES, kind.value)
         self._homeserver.observe_traffic(self)
+        self._homeserver.every(
+            "federation_admin_record",
+            _WRITE_EVERY_MS,
+            self.write,
+            first_after_ms=_WRITE_EVERY_MS,
+            rests=False,
+        )
         self._homeserver.before_shutdown("federation_admin_record", self.write)
 
     def watch(self, transactions: Transactions) -> None:
@@ -202,7 +205,6 @@ class Recorder:
             **more,
         )
         self._unwritten.add_failure(name, recorded)
-        self._write_soon()
 
     def _take_found(self, destination: str, failure: Failure, found: Failure) -> None:
         """Take note of what a failure really is that may wait to be written."""
@@ -281,7 +283,6 @@ class Recorder:
         self._unwritten.add_answer(
             RecordedSuccess(name, ts, recovered_ts, owner_of(name), accepted_bytes)
         )
-        self._write_soon()
         return True
 
     def _has_room(self, waiting: Mapping[K, Any], key: K) -> bool:
@@ -297,35 +298,6 @@ class Recorder:
         return False
 
     # -- what is written --------------------------------------------------------------
-
-    def _write_soon(self) -> None:
-        if not self._is_writing:
-            self._is_writing = True
-            self._homeserver.run_in_background(
-                "federation_admin_record", self._write_while_any
-            )
-
-    async def _write_while_any(self) -> None:
-        try:
-            while self._unwritten.failures or self._unwritten.answers:
-                await self._homeserver.sleep_ms(self._wait_ms)
-                try:
-                    await self.write()
-                except CancelledError:
-                    # Synapse is shutting down.
-                    raise
-                except Exception as e:
-                    self._wait_ms = _AGAIN_MS
-                    if not self._is_kept(e):
-                        logger.exception("Some federation failures are not recorded")
-                    elif not self._has_said_failing:
-                        self._has_said_failing = True
-                        logger.warning("Cannot record federation failures yet: %s", e)
-                else:
-                    self._has_said_full = self._has_said_failing = False
-                    self._wait_ms = _WRITE_EVERY_MS
-        finally:
-            self._is_writing = False
 
     def _is_kept(self, error: BaseException) -> bool:
         """Tell whether what an error has kept from being written may be later.
@@ -355,6 +327,7 @@ class Recorder:
                 if self._is_kept(e):
                     self._unwritten.put_back(batch)
                 raise
+            self._has_said_full = False
             for failure in batch.failures.values():
                 if failure.backs_off:
                     self._homeserver.metrics(FAILURES, failure.kind).inc(failure.count)

@@ -187,15 +187,10 @@ class HistoryStore:
         names = list(filter(can_be_stored, destinations))
         if not names:
             return {}
-        found = await self._run(
-            "failures", partial(records.failures_txn, destinations=names)
+        now_ts = self._homeserver.now_ms()
+        return await self._run(
+            "failures", lambda txn: records.failures_txn(txn, names, now_ts)
         )
-        upto_ts = self._homeserver.now_ms() + AHEAD_MS
-        believed = {
-            name: [failure for failure in of if failure.last_ts <= upto_ts]
-            for name, of in found.items()
-        }
-        return {name: of for name, of in believed.items() if of}
 
     async def others_untrusted(self, destination: str, issuer: str) -> int:
         """Count whose servers fail because this host does not trust an issuer.
@@ -217,11 +212,10 @@ class HistoryStore:
         names = list(filter(can_be_stored, destinations))
         if not names:
             return {}
-        found = await self._run(
-            "successes", partial(records.last_successes_txn, destinations=names)
+        now_ts = self._homeserver.now_ms()
+        return await self._run(
+            "successes", lambda txn: records.last_successes_txn(txn, names, now_ts)
         )
-        upto_ts = self._homeserver.now_ms() + AHEAD_MS
-        return {name: ts for name, ts in found.items() if ts <= upto_ts}
 
     async def recorded(self, destination: str) -> Recorded:
         """Return what is recorded of real requests to one destination."""

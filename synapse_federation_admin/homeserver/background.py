@@ -164,9 +164,9 @@ class Background(Database):
     ) -> None:
         """Do something again and again, until Synapse shuts down.
 
-        An error is logged, and the next round tries again: soon, if the database is
-        away. Any other is a bug, and logged with its traceback; if it stays, less and
-        less often.
+        An error is logged, and the next round tries again. What cannot be used, or that
+        the database is away, is said once; then the next round comes soon. Any other is
+        a bug, and logged with its traceback; if it stays, less and less often.
 
         Args:
             desc: Its name in metrics, and in the log.
@@ -175,12 +175,12 @@ class Background(Database):
             first_after_ms: How long to wait before the first round; 0: it begins now.
             rests: Whether a round that takes long is followed by a long rest.
         """
-        bugs = 0
+        bugs, said = 0, ""
 
         async def round_() -> None:
-            nonlocal bugs
-            began_s, next_ms, bugs_before = time.monotonic(), interval_ms, bugs
-            bugs = 0
+            nonlocal bugs, said
+            began_s, next_ms = time.monotonic(), interval_ms
+            bugs_before, said_before, bugs, said = bugs, said, 0, ""
             try:
                 await func()
             except CancelledError:
@@ -188,16 +188,18 @@ class Background(Database):
                 raise
             except SynapseError as e:
                 # What it needs cannot be used, and says why.
-                logger.warning("%s: %s", desc, e)
+                said = str(e)
             except Exception as e:
                 if self.is_database_away(e):
-                    logger.warning("%s: the database is away: %s", desc, e)
+                    said = f"the database is away: {e}"
                     next_ms = min(interval_ms, _AGAIN_MS)
                 else:
                     logger.exception("%s has failed", desc)
                     bugs = bugs_before + 1
                     longest_ms = max(interval_ms, _LONGEST_AFTER_BUGS_MS)
                     next_ms = min(interval_ms << max(0, bugs - _BUGS), longest_ms)
+            if said not in ("", said_before):
+                logger.warning("%s: %s", desc, said)
             # By a clock that does not jump: the reactor's may be put right meanwhile.
             took_ms = (time.monotonic() - began_s) * 1000
             rest_ms = min(_REST_FACTOR * took_ms, _LONGEST_REST_MS)

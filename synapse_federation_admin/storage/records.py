@@ -230,16 +230,17 @@ def failed_since_txn(
 
 
 def failures_txn(
-    txn: LoggingTransaction, destinations: Sequence[str]
+    txn: LoggingTransaction, destinations: Sequence[str], now_ts: int
 ) -> dict[str, list[RecordedFailure]]:
-    """Return the failures of some destinations, of each the last kind first.
+    """Return failures of some destinations up to now, of each the last kind first.
 
     At most one for each kind. Destinations without any are left out.
     """
     txn.execute(
         f"SELECT {', '.join(_FAILURE_COLUMNS)} FROM {_FAILURES} "  # noqa: S608
-        f"WHERE destination IN ({marks(destinations)}) ORDER BY last_ts DESC, kind",
-        tuple(destinations),
+        f"WHERE destination IN ({marks(destinations)}) AND last_ts <= ? "
+        "ORDER BY last_ts DESC, kind",
+        (*destinations, now_ts + AHEAD_MS),
     )
     found = defaultdict(list)
     for destination, *row in txn.fetchall():
@@ -288,14 +289,14 @@ def add_successes_txn(
 
 
 def last_successes_txn(
-    txn: LoggingTransaction, destinations: Sequence[str]
+    txn: LoggingTransaction, destinations: Sequence[str], now_ts: int
 ) -> dict[str, int]:
-    """Return when destinations last answered; those without are left out."""
+    """Return when destinations last answered, up to now; others are left out."""
     txn.execute(
         f"SELECT destination, last_ts FROM {_SUCCESSES} "  # noqa: S608
-        f"WHERE destination IN ({marks(destinations)}) "
+        f"WHERE destination IN ({marks(destinations)}) AND last_ts <= ? "
         "AND (recovered_ts IS NULL OR recovered_ts <= last_ts)",
-        tuple(destinations),
+        (*destinations, now_ts + AHEAD_MS),
     )
     return dict(txn.fetchall())
 
