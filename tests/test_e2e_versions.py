@@ -103,7 +103,7 @@ def test_versions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [False, True], ids=["sqlite", "workers"])
 def test_version_2(tmp_path: Path, workers: bool) -> None:
-    """What version 2 has recorded and begun is carried over; v1 answers all the time.
+    """What version 2 has begun is carried over; v1 answers all the time.
 
     On workers, a process of that version goes on beside the first of this one.
     """
@@ -116,14 +116,10 @@ def test_version_2(tmp_path: Path, workers: bool) -> None:
         wait_until(
             lambda: client.destination(NAMES[0])["failure_ts"], "it to fail again", 30
         )
-        longest = {"max_retry_interval_ms": 86_400_000}
-        client.request("POST", f"{V2}/clamp", json=longest)
         body = {"all_failing": True, "per_second": 0.2, "reason": "carried over"}
         run = client.request("POST", f"{V2}/reconnects", json=body)
         path = f"{V2}/reconnects/{run['id']}"
         wait_until(lambda: client.request("GET", path)["done"], "progress", 90)
-        recorded = "SELECT * FROM federation_admin_outages WHERE kinds <> 0"
-        wait_until(lambda: select(synapse, recorded), "an outage with its kind", 90)
         (tasks,) = select(synapse, TASKS)
         assert int(tasks[0]) > 0
 
@@ -151,10 +147,9 @@ def test_version_2(tmp_path: Path, workers: bool) -> None:
         found = {(entry["action"], entry["outcome"]) for entry in client.audit()}
         assert found >= {
             ("reset", "reset"),
-            ("bulk_cap_backoff", "done"),
             ("bulk_reconnect", "cancelled"),
             ("reconnect", "still_failing"),
         }
-        assert client.outages(NAMES[0])[-1]["kinds"] == ["connection_refused"]
+        assert client.outages(NAMES[0])
         client.reset_connection(NAMES[2])
         assert client.destination(NAMES[2])["failure_ts"] is None

@@ -248,12 +248,11 @@ class Audit:
                     *(now_ms - instances.AWAY_MS, *away.args),
                 ),
             )
-        # The literal is that of the index. A run as a whole goes on; what was entered
-        # with its own ID as that of a run, in version 2 of the tables, does not.
+        # The literal is that of the index. A run as a whole goes on.
         txn.execute(
             "UPDATE federation_admin_audit SET outcome = ?, ended_ts = ? "  # noqa: S608
-            "WHERE outcome = 'pending' AND (run_id IS NULL OR run_id = entry_id "
-            f"OR ended_ts IS NOT NULL) AND {which.text}",
+            "WHERE outcome = 'pending' "
+            f"AND (run_id IS NULL OR ended_ts IS NOT NULL) AND {which.text}",
             (AUDIT_INTERRUPTED, self._homeserver.now_ms(), *which.args),
         )
 

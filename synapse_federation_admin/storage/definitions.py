@@ -251,7 +251,7 @@ class Version(NamedTuple):
     """A version of the tables.
 
     Attributes:
-        number: One more than that of the version before.
+        number: More than that of the version before.
         compat: The oldest version of the code that may still use the tables, as
             Synapse's `SCHEMA_COMPAT_VERSION`: what it writes does no harm, and what it
             reads it finds.
@@ -264,21 +264,21 @@ class Version(NamedTuple):
     upgrade: Upgrade | None = None
 
 
-def columns_of(txn: LoggingTransaction, table: str) -> dict[str, str]:
-    """Return the types of a table's columns, by name; none if there is no such table.
+def columns_of(txn: LoggingTransaction, table: str) -> set[str]:
+    """Return the names of a table's columns; none if there is no such table.
 
     Args:
         txn: The transaction.
         table: The table, without its prefix.
     """
     txn.execute(
-        "SELECT column_name, data_type FROM information_schema.columns "
+        "SELECT column_name FROM information_schema.columns "
         "WHERE table_schema = ANY (current_schemas(false)) AND table_name = ?"
         if on_postgres(txn)
-        else "SELECT name, type FROM pragma_table_info(?)",
+        else "SELECT name FROM pragma_table_info(?)",
         (PREFIX + table,),
     )
-    return dict(txn.fetchall())
+    return {name for (name,) in txn.fetchall()}
 
 
 def add_column(
@@ -296,15 +296,6 @@ def add_column(
     if columns and column not in columns:
         txn.execute(f"ALTER TABLE {PREFIX}{table} ADD COLUMN {column} {definition}")
 
-
-# The kinds of failures, by the bits that stood for them in version 2.
-_KINDS_OF_BITS = (
-    "invalid_name not_allowed ip_blocked well_known_invalid well_known_unreachable "
-    "dns_not_found dns_failed connection_refused connection_timeout unreachable "
-    "tls_expired tls_not_yet_valid tls_wrong_name tls_untrusted tls_failed rejected "
-    "rate_limited gone http_error response_timeout invalid_response keys_missing "
-    "keys_invalid keys_expired other too_large"
-)
 
 # Runs of version 2: each reconnects. What is kept as JSON had other keys, or columns.
 # What one had not queued yet is looked for from the start: it queues nothing twice.
@@ -330,29 +321,13 @@ _COPY_RUNS = """
 """
 
 
-def _to_version_3(txn: LoggingTransaction) -> None:
+def _from_version_2(txn: LoggingTransaction) -> None:
+    """Carry runs over, which go on, and the audit; what was recorded is not kept."""
     add_column(txn, "schema", "compat_version", "INTEGER NOT NULL DEFAULT 0")
-
-    # The kinds seen in outages were bits, and are words.
-    words = " || ".join(
-        f"CASE WHEN kinds & {1 << bit} <> 0 THEN ' {kind}' ELSE '' END"
-        for bit, kind in enumerate(_KINDS_OF_BITS.split())
-    )
-    kinds_type = columns_of(txn, "outages").get("kinds")
-    if kinds_type == "bigint":
-        txn.execute(
-            "ALTER TABLE federation_admin_outages "
-            f"ALTER COLUMN kinds TYPE TEXT USING LTRIM({words})"
-        )
-    elif kinds_type and not on_postgres(txn):
-        # A column takes values of every type there.
-        txn.execute(
-            f"UPDATE federation_admin_outages SET kinds = LTRIM({words}) "  # noqa: S608
-            "WHERE TYPEOF(kinds) = 'integer'"
-        )
-
     runs = columns_of(txn, "runs")
     if runs and "action" not in runs:
+        for table in (*sorted(OF_HISTORY), "attempts"):
+            txn.execute(f"DROP TABLE IF EXISTS {PREFIX}{table}")
         txn.execute(
             "ALTER TABLE federation_admin_runs RENAME TO federation_admin_runs_before"
         )
@@ -361,34 +336,7 @@ def _to_version_3(txn: LoggingTransaction) -> None:
         txn.execute(_COPY_RUNS)
         txn.execute("DROP TABLE federation_admin_runs_before")
 
-    if columns_of(txn, "audit"):
-        txn.execute(
-            "UPDATE federation_admin_audit SET action = 'bulk_cap_backoff' "
-            "WHERE action = 'clamp'"
-        )
-    txn.execute("DROP TABLE IF EXISTS federation_admin_attempts")
 
-
-def _to_version_4(txn: LoggingTransaction) -> None:
-    add_column(txn, "outages", "up_ms", "BIGINT NOT NULL DEFAULT 0")
-    txn.execute("DROP INDEX IF EXISTS federation_admin_outages_reset")
-
-
-def _to_version_5(txn: LoggingTransaction) -> None:
-    add_column(txn, "successes", "first_ts", "BIGINT")
-    add_column(txn, "successes", "owner", "TEXT")
-
-
-def _to_version_6(txn: LoggingTransaction) -> None:
-    add_column(txn, "failures", "refused_bytes", "BIGINT")
-
-
-# The last is that of this code. What has been released is not changed any more.
-VERSIONS: tuple[Version, ...] = (
-    Version(1, compat=1),
-    Version(2, compat=2),
-    Version(3, compat=3, upgrade=_to_version_3),
-    Version(4, compat=3, upgrade=_to_version_4),
-    Version(5, compat=3, upgrade=_to_version_5),
-    Version(6, compat=3, upgrade=_to_version_6),
-)
+# The last is that of this code. Versions before the first of them were in no release;
+# what has been released is not changed any more.
+VERSIONS: tuple[Version, ...] = (Version(6, compat=6, upgrade=_from_version_2),)

@@ -263,8 +263,8 @@ def _upgrade(txn: LoggingTransaction, wanted: _Statements = TABLES) -> None:
             "Some tables of synapse-federation-admin are missing, and the others are "
             "those of a later version of it, which makes them again"
         )
-    for version in definitions.VERSIONS[stored.version :] if existing else ():
-        if version.upgrade is not None:
+    for version in definitions.VERSIONS if existing else ():
+        if version.upgrade is not None and version.number > stored.version:
             version.upgrade(txn)
     for name, statements in wanted.items():
         for statement in statements:
