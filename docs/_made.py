@@ -19,6 +19,7 @@ from synapse_federation_admin.api import ROUTES
 from synapse_federation_admin.api._openapi import declared_for, document
 from synapse_federation_admin.api._operation import json_schema
 from synapse_federation_admin.api.schemas.destinations import Filter
+from synapse_federation_admin.cli import command_line
 from synapse_federation_admin.cli.manual import (
     commands,
     options_of,
@@ -212,7 +213,7 @@ def _resolved(field: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
 
 def with_commands(text: str) -> str:
     """Return docs/cli.md with what is made from the commands made anew."""
-    known = commands()
+    known = commands(command_line())
 
     def section(found: "re.Match[str]") -> str:
         name = found[2]

@@ -211,7 +211,10 @@ def test_since_when(answers: dict[str, Any]) -> None:
     assert unanswered in told
     answers["/destinations/a.example"]["last_success_ts"] = 3
     assert "✓ not failing" in run("show", "a.example").stdout
-    outage = {"availability": {"share": 0.5, "down_since_ts": 1}}
+    outage = {
+        "availability": {"share": 0.5, "down_since_ts": 1},
+        "last_success_ts": None,
+    }
     for more, word in (
         (failed, "✓ not failing"),
         ({**failed, "last_success_ts": None}, unanswered),
@@ -479,8 +482,9 @@ def test_empty_name(answers: dict[str, Any], command: str) -> None:
 
 def test_man_page() -> None:
     """The man page has every command and option, and nothing that troff obeys."""
-    page = manual.man_page()
-    for name, command in manual.commands().items():
+    group = command_line()
+    page = "\n".join(manual.man_page(group))
+    for name, command in manual.commands(group).items():
         assert f" {name}".rstrip().replace("-", "\\-") in page
         for option in manual.options_of(name, command):
             assert option.opts[-1].replace("-", "\\-") in page

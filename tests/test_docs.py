@@ -135,7 +135,7 @@ def test_commands() -> None:
     assert with_commands(text) == text
     sections = re.findall(r"^### `(.+)`$", text, re.MULTILINE)
     assert sorted(sections) == sorted(command_line().commands)
-    for name in manual.commands():
+    for name in manual.commands(command_line()):
         assert f"<!-- command: {name} -->" in text
     for option in command_line().commands["playground"].params:
         assert f"`{option.opts[0]}" in read("docs/playground.md"), option.opts

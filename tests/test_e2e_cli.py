@@ -24,7 +24,7 @@ from real_synapse import RealSynapse
 
 from synapse_federation_admin.cli import command_line, options
 from synapse_federation_admin.cli.connection import login_file
-from synapse_federation_admin.cli.entry import NAME
+from synapse_federation_admin.cli.manual import NAME
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 
 pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]

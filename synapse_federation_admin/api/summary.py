@@ -195,7 +195,7 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
 
     `backlog` and `unlisted` are as of `backlog.as_of_ts`. Where it takes long to read
     what waits, this is older than the rest, or null while nothing is known yet: then so
-    is all the rest of the two, but for `sample`, which is empty.
+    is all the rest of the two.
     """
     services = asked.services
     summary = await services.summary.get()
@@ -228,9 +228,7 @@ async def summarize(asked: Asked, _: Nothing) -> JsonDict:
         "backlog": {
             key: getattr(waiting, key, None) for key in TotalBacklog.model_fields
         },
-        "unlisted": {
-            "total": waiting.unlisted if waiting else None,
-        },
+        "unlisted": {"total": waiting.unlisted if waiting else None},
         "indexes": {
             "enabled": services.indexes.enabled,
             "ready": all(state is IndexState.READY for state in states.values()),

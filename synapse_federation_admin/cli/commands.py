@@ -15,7 +15,6 @@ from synapse_federation_admin.cli.change import (
     reconnect,
 )
 from synapse_federation_admin.cli.client import Client
-from synapse_federation_admin.cli.entry import NAME
 from synapse_federation_admin.cli.login import login, logout
 from synapse_federation_admin.cli.look import (
     attention,
@@ -26,7 +25,7 @@ from synapse_federation_admin.cli.look import (
     status,
     unlisted,
 )
-from synapse_federation_admin.cli.manual import man
+from synapse_federation_admin.cli.manual import NAME, man
 from synapse_federation_admin.cli.one import outages, reset, shared_rooms, show, tell
 from synapse_federation_admin.cli.options import Asked, command, shared
 from synapse_federation_admin.cli.runs import cancel, runs, watch

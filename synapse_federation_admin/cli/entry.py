@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import click
 
-NAME = "synapse-federation-admin"
-
 _INSTALL = {
     **dict.fromkeys(("click", "httpx", "rich", "yaml"), "click httpx pyyaml rich"),
     "textual": "textual",
@@ -74,7 +72,8 @@ def _run() -> int:
 
     stdout = sys.stdout
     try:
-        status = command_line().main(prog_name=NAME, standalone_mode=False)
+        group = command_line()
+        status = group.main(prog_name=group.name, standalone_mode=False)
     except click.Abort as e:
         if isinstance(e.__cause__, EOFError):
             print("Nobody answers: give --yes, or a terminal.", file=sys.stderr)

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 import click
 
 from synapse_federation_admin import __version__
-from synapse_federation_admin.cli.entry import NAME, command_line
+
+NAME = "synapse-federation-admin"
 
 SHARED = ("output", "url", "homeserver_yaml", "help")
 """The options that every command has, by their names in Python."""
 
 
-def commands() -> dict[str, click.Command]:
+def commands(group: click.Group) -> dict[str, click.Command]:
     """Return all commands by name; the group itself under ""."""
-    group = command_line()
     return {"": group, **group.commands}
 
 
@@ -46,13 +46,8 @@ def written(option: click.Option) -> str:
 # -- the man page ----------------------------------------------------------------------
 
 
-def man_page() -> str:
-    """Return the man page, for section 1."""
-    return "\n".join(_man(commands())) + "\n"
-
-
-def _man(known: dict[str, click.Command]) -> Iterator[str]:
-    group = known[""]
+def man_page(group: click.Group) -> Iterator[str]:
+    """Write the man page, for section 1, line by line."""
     first, *rest = paragraphs(group)
     yield f'.TH {NAME.upper()} 1 "" "{_roff(f"{NAME} {__version__}")}"'
     yield ".SH NAME"
@@ -64,11 +59,10 @@ def _man(known: dict[str, click.Command]) -> Iterator[str]:
     yield ".SH OPTIONS OF ALL COMMANDS"
     yield from _options(options_of("", group))
     yield ".SH COMMANDS"
-    for name, command in known.items():
-        if name:
-            yield f".SS {_roff(usage(name, command))}"
-            yield from _paragraphs(paragraphs(command))
-            yield from _options(options_of(name, command))
+    for name, command in group.commands.items():
+        yield f".SS {_roff(usage(name, command))}"
+        yield from _paragraphs(paragraphs(command))
+        yield from _options(options_of(name, command))
     yield ".SH FILES"
     yield ".TP"
     yield _roff("$XDG_CONFIG_HOME/synapse-federation-admin/login.json")
@@ -96,6 +90,9 @@ def _roff(text: str) -> str:
 
 
 @click.command()
-def man() -> None:
+@click.pass_context
+def man(ctx: click.Context) -> None:
     """Write the man page: `synapse-federation-admin man | man -l -`."""
-    click.echo(man_page(), nl=False)
+    group = ctx.find_root().command
+    assert isinstance(group, click.Group)
+    click.echo("\n".join(man_page(group)))

@@ -7,7 +7,8 @@ The command `playground` and the end-to-end tests stand on the same classes:
     certificates   an authority of our own, good and bad certificates
     services       PostgreSQL and Redis
     synapse        SynapseServer, one process or several (configuration: its files)
-    remote         RemoteServer (records: what it saw; events: what it signs)
+    remote         RemoteServer (records: what it saw; remote_http: what it answers;
+                   events: what it signs)
     client         the client and the admin API
     names          host names that only this Synapse knows
     population     thirty servers, and the people and rooms that they share

@@ -80,7 +80,7 @@ def write_configuration(
     registration_secret: str,
     database: Database | None = None,
     redis: Redis | None = None,
-    module_config: Mapping[str, Any] | None = None,
+    module_config: Mapping[str, Any] | None = {},  # never changed
     extra_config: Mapping[str, Any] | None = None,
     extra_listeners: Sequence[Mapping[str, Any]] = (),
 ) -> None:

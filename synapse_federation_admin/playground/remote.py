@@ -8,22 +8,19 @@ queues, retry timings and backlog come from Synapse's own failures.
 import socket
 import ssl
 import threading
-import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
 
 import httpx
 
 from synapse_federation_admin.playground.certificates import CertificateAuthority
 from synapse_federation_admin.playground.client import Json, answer_to, quoted
-from synapse_federation_admin.playground.events import Identity
 from synapse_federation_admin.playground.names import Names
-from synapse_federation_admin.playground.processes import WaitTimeoutError, free_port
+from synapse_federation_admin.playground.processes import free_port
 from synapse_federation_admin.playground.records import (
     Behaviour,
     Message,
     MessageKind,
+    Records,
     Request,
 )
 from synapse_federation_admin.playground.remote_http import Handler
@@ -36,11 +33,6 @@ __all__ = [
     "Request",
 ]
 
-T = TypeVar("T")
-
-Special = Callable[[str, bytes], tuple[int, Json] | None]
-
-
 # While it behaves like that, its port is closed.
 _CLOSED = (Behaviour.DOWN, Behaviour.NO_NAME)
 
@@ -48,7 +40,7 @@ _CLOSED = (Behaviour.DOWN, Behaviour.NO_NAME)
 _PLAIN_HTTP = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
 
 
-class RemoteServer:
+class RemoteServer(Records):
     """A remote homeserver whose behaviour can be switched while it runs.
 
     Its threads serve from `start` (or from entering the context) to `stop`. While it is
@@ -81,111 +73,23 @@ class RemoteServer:
         self.port = port or free_port(address)
         self.host = name or address
         self.server_name = f"{self.host}:{self.port}"
+        super().__init__(self.server_name, slowness_s)
         self._names = names
-        self.slowness_s = slowness_s
         self._expired_for_s = expired_for_s
-        # What it answers otherwise than its behaviour says: status and body, by path
-        # and body; None: as ever.
-        self.special: Special = lambda _path, _body: None
-        self.identity = Identity(self.server_name)
         self._certificates = certificates
         self._context = self._good_context = certificates.valid(self.host)
         self._client_context = certificates.client_context()
         self._behaviour = Behaviour.HEALTHY
-        self._news = threading.Condition()
-        self._connections: list[float] = []
-        self._requests: list[Request] = []
-        self._messages: list[Message] = []
-        self._transactions: set[str] = set()
         self._socket: socket.socket | None = None
         self._listening = False
         # Duplicates of the accepted sockets: shutting one down ends the connection
         # without touching the TLS object that another thread is using.
         self._open: set[socket.socket] = set()
 
-    # What it has seen.
-
     @property
     def behaviour(self) -> Behaviour:
         """How it behaves now."""
         return self._behaviour
-
-    @property
-    def connections(self) -> list[float]:
-        """When it accepted each connection, as `time.monotonic()`, oldest first."""
-        with self._news:
-            return list(self._connections)
-
-    @property
-    def requests(self) -> list[Request]:
-        """The requests that it has read, oldest first."""
-        with self._news:
-            return list(self._requests)
-
-    @property
-    def messages(self) -> list[Message]:
-        """The PDUs and to-device messages that it has received, oldest first."""
-        with self._news:
-            return list(self._messages)
-
-    def wait_for_connection(self, since: float, timeout_s: float) -> float:
-        """Wait for a connection accepted at or after a `time.monotonic()`; return when.
-
-        Raises:
-            WaitTimeoutError: there was none for `timeout_s` seconds.
-        """
-        return self._wait_for(
-            self._connections, lambda at: at >= since, "a connection", timeout_s
-        )
-
-    def wait_for_request(
-        self, since: float, timeout_s: float, path: str = ""
-    ) -> Request:
-        """Wait for a request, read at or after a `time.monotonic()`.
-
-        Args:
-            since: seconds, as `time.monotonic()`.
-            timeout_s: seconds.
-            path: what its path must contain.
-
-        Raises:
-            WaitTimeoutError: there was none for `timeout_s` seconds.
-        """
-        return self._wait_for(
-            self._requests,
-            lambda request: request.monotonic >= since and path in request.path,
-            f"a request for …{path}…",
-            timeout_s,
-        )
-
-    def wait_for_message(
-        self, kind: MessageKind, text: str, timeout_s: float
-    ) -> Message:
-        """Wait for a message with a text in its content, or find it if it is here.
-
-        Raises:
-            WaitTimeoutError: there was none for `timeout_s` seconds.
-        """
-        return self._wait_for(
-            self._messages,
-            lambda message: message.kind is kind and message.has(text),
-            f"the {kind.value} {text!r}",
-            timeout_s,
-        )
-
-    def _wait_for(
-        self, seen: list[T], wanted: Callable[[T], bool], what: str, timeout_s: float
-    ) -> T:
-        def find() -> T | None:
-            return next((item for item in seen if wanted(item)), None)
-
-        with self._news:
-            found = self._news.wait_for(find, timeout_s)
-        if found is None:
-            raise WaitTimeoutError(
-                f"Waited {timeout_s:g} s for {what} to reach {self.server_name}"
-            )
-        return found
 
     # Running.
 
@@ -280,8 +184,7 @@ class RemoteServer:
             handle = accepted.dup()
             with self._news:
                 self._open.add(handle)
-                self._connections.append(time.monotonic())
-                self._news.notify_all()
+            self.saw_connection()
             threading.Thread(
                 target=self._serve,
                 args=(accepted, handle, behaviour, self._context),
@@ -316,31 +219,6 @@ class RemoteServer:
             with self._news:
                 self._open.discard(handle)
             handle.close()
-
-    # Called by the connections' threads.
-
-    def saw_request(self, path: str) -> None:
-        """Remember a request."""
-        with self._news:
-            self._requests.append(Request(time.monotonic(), path))
-            self._news.notify_all()
-
-    def saw_transaction(self, transaction_id: str, transaction: Json) -> None:
-        """Remember what a transaction carried, unless it is a repetition."""
-        carried = [
-            *((MessageKind.PDU, pdu["content"]) for pdu in transaction.get("pdus", [])),
-            *(
-                (MessageKind.TO_DEVICE, edu["content"])
-                for edu in transaction.get("edus", [])
-                if edu["edu_type"] == "m.direct_to_device"
-            ),
-        ]
-        now = time.monotonic()
-        with self._news:
-            if transaction_id not in self._transactions:
-                self._transactions.add(transaction_id)
-                self._messages += [Message(now, *each) for each in carried]
-                self._news.notify_all()
 
     # Speaking to others.
 

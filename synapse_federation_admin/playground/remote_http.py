@@ -5,15 +5,11 @@ import json
 import re
 import time
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any
+from ssl import SSLSocket
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from synapse_federation_admin.playground.records import Behaviour
-
-if TYPE_CHECKING:
-    import ssl
-
-    from synapse_federation_admin.playground.remote import RemoteServer
+from synapse_federation_admin.playground.records import Behaviour, Records
 
 _SEND = re.compile(r"^/_matrix/federation/v1/send/([^/]+)/?$")
 
@@ -43,8 +39,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def __init__(
         self,
-        connection: "ssl.SSLSocket",
-        remote: "RemoteServer",
+        connection: SSLSocket,
+        remote: Records,
         behaviour: Behaviour,
     ) -> None:
         """Serve the connection until it ends.

@@ -57,12 +57,10 @@ class SynapseServer:
         address: str = "127.0.0.1",
         workers: bool = False,
         postgres: bool | None = None,
-        module_config: Mapping[str, Any] | None = {},  # never changed
-        extra_config: Mapping[str, Any] | None = None,
-        extra_listeners: Sequence[Mapping[str, Any]] = (),
         wrapper: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         progress: Callable[[str], None] = say_nothing,
+        **settings: Any,
     ) -> None:
         """Describe a homeserver.
 
@@ -73,12 +71,10 @@ class SynapseServer:
             workers: main, generic_worker, federation_sender_1 and _2 on PostgreSQL and
                 Redis; else one process on SQLite.
             postgres: use PostgreSQL; by default only with workers.
-            module_config: the module's configuration; None for a stock Synapse.
-            extra_config: merged into homeserver.yaml.
-            extra_listeners: more listeners of the main process, as in homeserver.yaml.
             wrapper: a command that executes the one behind it, in its own process.
             environment: more environment variables.
             progress: is told what happens while it starts.
+            settings: what else `write_configuration` takes.
         """
         self.folder = folder
         self.registration_secret = secrets.token_hex(16)
@@ -89,9 +85,7 @@ class SynapseServer:
         self._certificates = certificates
         self._workers = workers
         self._use_postgres = workers if postgres is None else postgres
-        self._module_config = module_config
-        self._extra_config = extra_config
-        self._extra_listeners = extra_listeners
+        self._settings = settings
         self._wrapper = list(wrapper)
         self._environment = dict(environment or {})
         self._progress = progress
@@ -229,9 +223,7 @@ class SynapseServer:
             registration_secret=self.registration_secret,
             database=self.database,
             redis=self.redis,
-            module_config=self._module_config,
-            extra_config=self._extra_config,
-            extra_listeners=self._extra_listeners,
+            **self._settings,
         )
         environment = _environment() | self._environment
         for name in self.processes:

@@ -66,28 +66,23 @@ class Playground:
         self,
         folder: Path,
         *,
-        workers: bool = False,
-        postgres: bool | None = None,
         is_populated: bool = False,
         module_config: Mapping[str, Any] | None = _MODULE_CONFIG,
         extra_config: Mapping[str, Any] | None = None,
-        extra_listeners: Sequence[Mapping[str, Any]] = (),
         progress: Callable[[str], None] = say_nothing,
+        **synapse: Any,
     ) -> None:
         """Describe a playground.
 
         Args:
             folder: an existing folder for everything that is written.
-            workers: run Synapse with workers, PostgreSQL and Redis.
-            postgres: use PostgreSQL; by default only with workers.
             is_populated: have more servers, rooms and people, and a made-up history.
-            module_config: the module's configuration; None for a stock Synapse.
-            extra_config: merged into homeserver.yaml.
-            extra_listeners: more listeners of the main process.
+            module_config: as `SynapseServer` has it.
+            extra_config: likewise.
             progress: is told about each step when it begins.
+            synapse: what else `SynapseServer` is described with.
         """
         self.folder = folder
-        self.workers = workers
         self.progress = progress
         certificates = folder / "certificates"
         certificates.mkdir(mode=0o700, exist_ok=True)
@@ -104,13 +99,11 @@ class Playground:
         self.synapse = SynapseServer(
             folder / "synapse",
             self.certificates,
-            workers=workers,
-            postgres=postgres,
             module_config=module_config,
             extra_config=extra_config,
-            extra_listeners=extra_listeners,
             wrapper=self._names.wrapper if self._names else (),
             progress=progress,
+            **synapse,
         )
         self.rooms: dict[str, str] = {}
         """The room IDs, by name."""
