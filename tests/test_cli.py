@@ -218,7 +218,8 @@ def test_since_when(answers: dict[str, Any]) -> None:
     for more, word in (
         (failed, "✓ not failing"),
         ({**failed, "last_success_ts": None}, unanswered),
-        (outage, unanswered),
+        ({**outage, "last_success_ts": None}, unanswered),
+        ({**outage, "last_success_ts": 2}, "✓ not failing"),
     ):
         answers["/destinations"] = {"destinations": [{**row, **more}]}
         assert word in run("list").stdout

@@ -236,6 +236,9 @@ def sender(state: str, instance: str | None = "sender1") -> dict[str, Any]:
     return {"state": InstanceState(state).value, "instance": instance}
 
 
+BEHIND = {**sender("running"), "behind_events": 2, "behind_ms": 11_000}
+
+
 def refused(*values: int | None) -> dict[str, Any]:
     """Return a transaction that was refused, as the API answers it."""
     return dict(zip(Refused.__slots__, values, strict=False))
@@ -245,6 +248,7 @@ def refused(*values: int | None) -> dict[str, Any]:
     ("outcome", "more", "told"),
     [
         ("connected", {}, "Connected"),
+        ("connected", {"sender": BEHIND}, "more. But sender1 is 2 events behind, 11 s"),
         ("not_sent", {"sender": sender("gone")}, "Answers, and nothing is sent to it"),
         ("not_sent", {"sender": sender("never_seen")}, "to it: sender1 does not run."),
         (

@@ -468,13 +468,19 @@ class SuccessesTestCase(RecorderTestCase):
             self.assertEqual(
                 (row["last_ts"], row["recovered_ts"]), (again_ts, recovered_ts)
             )
-        # What it does from then on does not take that back.
+        # So it is after a contact: the failure may be another process's.
+        self.pass_s(1)
+        self.recorder.taken("a.example")
+        again_ts = self.clock.time_msec()
+        self.pass_s(WRITE_S)
+        self.assertEqual(self.rows("successes")[0]["last_ts"], again_ts)
+        # What it does from then on does not take back that it has recovered.
         self.pass_s(SUCCESS_EVERY_MS / 1000)
         self.recorder.answered("a.example")
         self.pass_s(WRITE_S)
         (row,) = self.rows("successes")
         self.assertGreater(row["last_ts"], again_ts)
-        self.assertEqual(row["recovered_ts"], again_ts)
+        self.assertEqual(row["recovered_ts"], recovered_ts)
 
     def test_second_look(self) -> None:
         """A name that leads back here is told as that, at once and afterwards.

@@ -60,7 +60,7 @@ class Reconnected(Telling):
 
     outcome: ReconnectOutcome = Field(
         description="`connected`: it takes transactions, and the first of what "
-        "waited, too; `not_sent`: it takes an empty one, and nothing is sent to "
+        "was queued, too; `not_sent`: it takes an empty one, and nothing is sent to "
         "it, as the `sender` does not run, or is ahead; `refused`: it takes an empty "
         "one, but not what waits; "
         "`still_failing`: it takes none, and nothing has changed; `pending`: it is "

@@ -158,7 +158,8 @@ class Recorder:
         """
         name = transaction.destination
         if transaction.error is None:
-            self.taken(name, transaction.bytes or 0)
+            self._refusing.pop(name, None)
+            self._answered(name, transaction.bytes or 0)
             return
         if not transaction.is_answered:
             return
@@ -256,10 +257,14 @@ class Recorder:
         if not is_sent and destination not in self._refusing:
             self._answered(destination, size_bytes)
 
-    def taken(self, destination: str, size_bytes: int = 0) -> None:
-        """Take note that a destination has taken a transaction, or an empty one."""
+    def taken(self, destination: str) -> None:
+        """Take note that a destination has taken a contact.
+
+        At once: another process may have met a failure since its last answer here.
+        """
         self._refusing.pop(destination, None)
-        self._answered(destination, size_bytes)
+        self._noted.pop(destination, None)
+        self._answered(destination, 0)
 
     def _answered(self, destination: str, size_bytes: int) -> None:
         now_ts = self._homeserver.now_ms()

@@ -71,6 +71,9 @@ TOTALS = {
 }
 """What is told of each total of a run."""
 
+# Who sends is this far behind for a moment only where all is well.
+_LATE_MS = 5000
+
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 _OF_FORGET = {
@@ -196,8 +199,7 @@ def reconnected(found: Mapping[str, Any]) -> str:
     what = refusal(refused) if refused else "What exactly it has refused is not known."
     told = {
         "connected": f"It has taken an empty transaction in {took}, and the first of"
-        " what waited,"
-        " if anything did. It is not failing any more."
+        " what was queued for it, if anything was. It is not failing any more."
         + (f" It says that it is {itself}." if itself else ""),
         "not_sent": f"It has taken an empty transaction in {took}.",
         "refused": f"{what} It takes an empty transaction."
@@ -227,6 +229,10 @@ def reconnected(found: Mapping[str, Any]) -> str:
 def _not_sent(found: Mapping[str, Any]) -> str:
     """Return why nothing is sent to a server, whatever it takes; or ""."""
     sender, is_known = found.get("sender") or {}, found.get("outcome") == "not_sent"
+    is_late = (sender.get("behind_ms") or 0) >= _LATE_MS
+    if is_late and found.get("outcome") == "connected":
+        who, far = sender.get("instance"), servers.how_far(sender)
+        return f" But {who} is {far}: what it has not come to is not queued yet."
     if not is_known and found.get("outcome") != "pending":
         return ""
     who = sender.get("instance") or "no process of this homeserver"
