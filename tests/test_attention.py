@@ -91,7 +91,11 @@ class AttentionTestCase(MembersTestCase):
         with patch.object(attention.AttentionStore, "_find") as find:
             self.reactor.advance(30)
             self.assertEqual(self.get_json(PATH)["destinations"], found)
+            # But what is failing no more is not told as failing.
+            self.add_destination("a.example", 0, 0, None, 5)
+            self.assertEqual(self.get_json(PATH)["destinations"], [])
         find.assert_not_called()
+        self.add_failing("a.example")
         self.assertEqual(len(self.ask_anew()), 2)
 
     def test_list(self) -> None:

@@ -14,6 +14,7 @@ from synapse_federation_admin.api.schemas.destinations import RecordedDestinatio
 from synapse_federation_admin.api.schemas.model import Answer, Input
 from synapse_federation_admin.api.schemas.values import Shown, shown
 from synapse_federation_admin.destinations.backlog import Backlog
+from synapse_federation_admin.destinations.values import DestinationFilter, Sort
 from synapse_federation_admin.history.store import if_readable
 from synapse_federation_admin.homeserver.features import Feature
 
@@ -81,14 +82,19 @@ async def needs_attention(asked: Asked, query: AttentionQuery) -> JsonDict:
         }
 
     It is read in the background, when somebody asks for it and it is older than a
-    minute, or than ten times as long as it took; who asks gets what was read last.
+    minute, or than ten times as long as it took; who asks gets what was read last, of
+    what is failing still.
     """
     services = asked.services
     services.features.require(Feature.BACKLOG)
     found = await services.attention.found.get()
     if found is None:
         return {"as_of_ts": None, "is_complete": None, "destinations": []}
-    rows = found.most[: query.limit]
+    failing = await services.reader.of(DestinationFilter(), Sort()).among(
+        [each.row.destination for each in found.most]
+    )
+    most = [each for each in found.most if each.row.destination in failing]
+    rows = most[: query.limit]
     names = [each.row.destination for each in rows]
     days = await if_readable(lambda: services.history.availability(names)) or {}
     homeserver = services.homeserver
@@ -97,7 +103,7 @@ async def needs_attention(asked: Asked, query: AttentionQuery) -> JsonDict:
         "is_complete": found.is_complete,
         "destinations": [
             {
-                **render_row(homeserver, each.row),
+                **render_row(homeserver, failing[each.row.destination]),
                 "shared_rooms": each.shared_rooms,
                 "local_users": each.local_users,
                 "waiting": each.waiting,
