@@ -60,9 +60,9 @@ BEFORE, BEFORE_INDEXED = "before", "before, `indexes: true`"
 _INTRODUCTION = """\
 # Benchmarks
 
-This page is written by `python bench/scale.py`, and its last sections by
+The tables here are written by `python bench/scale.py`, those of the last sections by
 `python bench/idle.py`, `python bench/traffic.py` and `python bench/console.py`, which
-`tox -e bench` runs: do not edit it by hand.
+`tox -e bench` runs: do not edit them by hand.
 
 Stock Synapse and Synapse with the module run side by side on identical copies of one
 database, one process each, on the machine below. The same requests go to each of them

@@ -534,4 +534,3 @@ class OffTestCase(ConsoleTestCase):
             self.assertEqual(channel.json_body["errcode"], "M_UNRECOGNIZED")
         status = self.get_json(f"{V2}/status")
         self.assertIn("console.enabled", status["features"]["console"]["reason"])
-        self.assertEqual(Feature.CONSOLE.value, "console")

@@ -36,8 +36,9 @@ def test_message() -> None:
     expired = RecordedFailure(
         "tls_expired", "It has expired", NOON - 3 * HOUR, NOON - HOUR, 7, "main"
     )
+    once = RecordedFailure("other", "It broke off", NOON, NOON, 1, "main")
     text = message_to_admins(
-        "ours.example", row, NOON, last_success_ts=10**18, failures=[expired]
+        "ours.example", row, NOON, last_success_ts=10**18, failures=[once, expired]
     )
     for told in (
         "homeserver ours.example cannot deliver messages to yours, b.example",
@@ -45,6 +46,7 @@ def test_message() -> None:
         "- Last attempt that failed: 2026-11-24 11:00\n",
         "- Next attempt, at the earliest: 2026-11-24 13:00\n",
         f"- Last request that succeeded: {10**18}\n",
+        "- It broke off (2026-11-24 12:00)\n"
         "- It has expired (7 times, 2026-11-24 09:00 to 2026-11-24 11:00)\n",
     ):
         assert told in text

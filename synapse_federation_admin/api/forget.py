@@ -2,6 +2,7 @@
 """v2: remove what is kept of servers that are gone for good."""
 
 from http import HTTPStatus
+from urllib.parse import quote
 
 from pydantic import Field, model_validator
 from synapse.module_api import JsonDict
@@ -23,7 +24,6 @@ from synapse_federation_admin.api.runs import (
 from synapse_federation_admin.api.schemas.destinations import ChangeFilter, Destination
 from synapse_federation_admin.api.schemas.model import Answer, Input, Reason
 from synapse_federation_admin.api.schemas.values import Shown, shown
-from synapse_federation_admin.api.shared_rooms import shared_rooms_path
 from synapse_federation_admin.api.v2_destinations import require_known
 from synapse_federation_admin.destinations.shared_rooms import SharedRoom
 from synapse_federation_admin.repair.forget import shown_loss
@@ -185,7 +185,8 @@ async def forget(asked: Asked, body: ForgetBody, destination: str) -> JsonDict:
             additional_fields={
                 "shared_rooms": found.shared_rooms,
                 "shared_rooms_sample": shown(found.sample),
-                "shared_rooms_path": shared_rooms_path(destination),
+                "shared_rooms_path": "/_synapse/admin/v2/federation/destinations/"
+                f"{quote(destination, safe='')}/shared_rooms",
             },
         )
     return {

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: the rooms that a server shares with us."""
 
-from urllib.parse import quote
-
 from pydantic import Field
 from synapse.module_api import JsonDict
 
@@ -58,9 +56,3 @@ async def list_shared_rooms(asked: Asked, query: Paged, destination: str) -> Jso
         found, lambda last: [last.local_members, last.room_id]
     )
     return {"rooms": shown(rooms), **next_token}
-
-
-def shared_rooms_path(destination: str) -> str:
-    """Return the path of the list for a server."""
-    name = quote(destination, safe="")
-    return f"/_synapse/admin/v2/federation/destinations/{name}/shared_rooms"

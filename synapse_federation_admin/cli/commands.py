@@ -122,9 +122,9 @@ def playground(workers: bool, check: bool, keep: Path | None) -> int:
     in many ways; shows the destinations and the commands to try; and goes
     on until Ctrl-C. Then nothing is left behind.
     """
-    from synapse_federation_admin.playground.session import Session
+    from synapse_federation_admin.playground.session import run
 
-    return Session(workers=workers, check_only=check).run(keep)
+    return run(workers=workers, check_only=check, keep=keep)
 
 
 for _command in (

@@ -232,13 +232,9 @@ def locked_login() -> Iterator[Login | None]:
 # -- synadm's, and homeserver.yaml -----------------------------------------------------
 
 
-def _synadm_file() -> Path:
-    # synadm knows no XDG_CONFIG_HOME.
-    return _home() / ".config" / "synadm.yaml"
-
-
 def _read_synadm() -> Login | None:
-    path = _synadm_file()
+    # synadm knows no XDG_CONFIG_HOME.
+    path = _home() / ".config" / "synadm.yaml"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -7,6 +7,7 @@ character of it reaches a terminal, and nothing in it is taken for markup.
 
 import io
 import json
+import os
 import re
 import sys
 import time
@@ -161,7 +162,7 @@ class Output:
 def _console(file: Any) -> Console:
     is_wide = not file.isatty()
     console = Console(file=file, highlight=False, markup=False, emoji=False)
-    if is_wide and not console._environ.get("COLUMNS", "").isdigit():
+    if is_wide and not os.environ.get("COLUMNS", "").isdigit():
         console.width = _UNBOUNDED
     return console
 

@@ -106,12 +106,12 @@ def see_through(asked: Asked, run: Json) -> int:
         task = progress.add_task(outcomes.action(run["action"]), told="", total=None)
         try:
             while run["ended_ts"] is None:
-                is_known = run["status"] == "running"
+                is_begun = run["status"] == "running"
                 progress.update(
                     task,
                     completed=run["done"],
-                    total=run["matched"] if is_known else None,
-                    told=_so_far(run),
+                    total=run["matched"] if is_begun else None,
+                    told=_so_far(run) if is_begun else _status(run).plain,
                 )
                 time.sleep(_EVERY_S)
                 run = _again(asked, run_id)

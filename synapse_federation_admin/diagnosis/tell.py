@@ -64,12 +64,13 @@ def message_to_admins(
     if lines:
         parts.append("\n".join(lines))
     if failures:
-        told = [
-            f"- {each.message} ({each.count} times, {_time(each.first_ts)} to "
-            f"{_time(each.last_ts)})"
-            for each in failures
-        ]
-        parts.append("\n".join(["What our requests met, the last first:", *told]))
+        told = ["What our requests met, the last first:"]
+        for each in failures:
+            when = _time(each.last_ts)
+            if each.count > 1:
+                when = f"{each.count} times, {_time(each.first_ts)} to {when}"
+            told.append(f"- {each.message} ({when})")
+        parts.append("\n".join(told))
     if diagnosis is not None:
         found = [
             f"A check at {_time(diagnosis.checked_ts)} found: "

@@ -21,6 +21,7 @@ from synapse_federation_admin.playground.client import (
     FEDERATION_V2,
     Json,
 )
+from synapse_federation_admin.playground.configuration import FEDERATION_SENDERS
 from synapse_federation_admin.playground.remote import Behaviour
 from synapse_federation_admin.playground.world import Playground
 
@@ -32,41 +33,34 @@ _STYLES = {
 }
 
 
-class Progress:
-    """Shows the steps one after another, a line each, with the time that has passed."""
-
-    def __init__(self, console: Console) -> None:
-        """Show on a console."""
-        self._console = console
-        self._began = time.monotonic()
-
-    def __call__(self, step: str) -> None:
-        """Begin a step."""
-        plain(self._console, f"{time.monotonic() - self._began:5.1f} s  {step}")
+def show(*lines: str) -> None:
+    """Print lines to be copied: never wrapped, never styled."""
+    _print(Console(), *lines)
 
 
-def servers_table(
-    rows: Iterable[Json], behaviour_of: Callable[[str], Behaviour | None]
-) -> Table:
-    """Make a table of destinations: what each really does, and for how long it fails.
+def note(*lines: str) -> None:
+    """Likewise, on stderr."""
+    _print(Console(stderr=True), *lines)
 
-    Args:
-        rows: as v1 gives them.
-        behaviour_of: how the server of a name behaves.
-    """
-    now_ms = int(time.time() * 1000)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for head in ("  Server", "What it does", "Failing for"):
-        table.add_column(head, overflow="fold")
-    for row in rows:
-        behaviour = behaviour_of(row["destination"]) or Behaviour.HEALTHY
-        began = row["failure_ts"]
-        table.add_row(
-            f"  {row['destination']}",
-            Text(behaviour.value, _STYLES.get(behaviour, "red")),
-            "" if began is None else duration(max(now_ms - began, SECOND_MS)),
-        )
-    return table
+
+def _print(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False, emoji=False)
+
+
+def fail(text: str) -> None:
+    """Tell an error, whose first line says what it is."""
+    first, _, rest = text.rstrip().partition("\n")
+    error = Text.assemble(("Error: ", "bold red"), first)
+    Console(stderr=True).print(error, soft_wrap=True)
+    if rest:
+        note(rest)
+
+
+def progress() -> Callable[[str], None]:
+    """Return what shows a step when it begins, with the time that has passed."""
+    began = time.monotonic()
+    return lambda step: show(f"{time.monotonic() - began:5.1f} s  {step}")
 
 
 def to_try(
@@ -115,76 +109,70 @@ def to_try(
     ]
 
 
-def show_diagnoses(console: Console, diagnoses: Iterable[Json]) -> None:
+def show_diagnoses(diagnoses: Iterable[Json]) -> None:
     """Print why servers fail, and what to do."""
-    console.print()
+    show("")
     for diagnosis in diagnoses:
-        plain(console, f"{diagnosis['destination']}  {diagnosis['kind']}")
+        show(f"{diagnosis['destination']}  {diagnosis['kind']}")
         for text, style in (("explanation", ""), ("advice", "dim")):
-            console.print(Padding(Text(diagnosis[text], style), (0, 0, 0, 2)))
-    console.print()
+            Console().print(Padding(Text(diagnosis[text], style), (0, 0, 0, 2)))
+    show("")
 
 
-def show_failing(console: Console, playground: Playground, rows: list[Json]) -> None:
-    """Print the servers that fail, and how many do."""
-    total = len(playground.servers)
-    console.print()
-    plain(console, f"{len(rows)} of {total} servers are failing, each in its own way:")
-    console.print(servers_table(rows, playground.behaviour_of))
+def show_failing(playground: Playground, rows: list[Json]) -> None:
+    """Print the servers that fail, what each really does, and since when.
+
+    Args:
+        playground: whose servers they are.
+        rows: as v1 gives them.
+    """
+    total, now_ms = len(playground.servers), int(time.time() * 1000)
+    show("", f"{len(rows)} of {total} servers are failing, each in its own way:")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for head in ("  Server", "What it does", "Failing for"):
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        behaviour = playground.behaviour_of(row["destination"]) or Behaviour.HEALTHY
+        table.add_row(
+            f"  {row['destination']}",
+            Text(behaviour.value, _STYLES.get(behaviour, "red")),
+            duration(max(now_ms - row["failure_ts"], SECOND_MS)),
+        )
+    Console().print(table)
 
 
-def show_playground(
-    console: Console, playground: Playground, control_url: str, sign_in_url: str
-) -> None:
+def show_playground(playground: Playground, control_url: str, sign_in_url: str) -> None:
     """Print all that one needs to play: what fails, addresses, and lines to paste."""
     rows = playground.destinations()
-    show_failing(console, playground, [row for row in rows if row["failure_ts"]])
+    show_failing(playground, [row for row in rows if row["failure_ts"]])
     synapse, admin = playground.synapse, playground.admin
     down = playground.remotes[Behaviour.DOWN].server_name
     lines = to_try(synapse.url(), admin.access_token, down, control_url)
     console_lines = [f"{synapse.url()}{CONSOLE}", sign_in_url]
     lines.insert(0, ("The console, and a link that signs you in, once", console_lines))
     for what, commands in lines:
-        console.print()
-        console.print(Text(f"# {what}:", "dim"))
-        for command in commands:
-            plain(console, command)
-    console.print()
-    facts = [(name, synapse.url(name)) for name in _admin_processes(playground)]
+        show("")
+        Console().print(Text(f"# {what}:", "dim"))
+        show(*commands)
+    # Those of the federation senders have no admin API.
+    facts = [
+        (name, synapse.url(name))
+        for name in synapse.processes
+        if name not in FEDERATION_SENDERS
+    ]
     facts += [("admin", f"{admin.user_id}, password {admin.password}")]
     facts += [("files", str(playground.folder))]
     width = max(len(name) for name, _ in facts)
-    for name, value in facts:
-        plain(console, f"{name:<{width}}  {value}")
+    show("", *(f"{name:<{width}}  {value}" for name, value in facts))
 
 
-def show_result(console: Console, result: CheckResult) -> None:
+def show_result(result: CheckResult) -> None:
     """Print what the main job has shown."""
-    console.print()
-    plain(
-        console,
-        f"{result.repaired} was down, is up, and its connection was reset.",
-    )
+    show("", f"{result.repaired} was down, is up, and its connection was reset.")
     for what, seconds in (
         ("first contact", result.first_contact_s),
         ("the waiting event", result.pdu_s),
         ("the waiting to-device message", result.to_device_s),
     ):
         when = f"{seconds:.3f} s after" if seconds >= 0 else "even before"
-        plain(console, f"  {what:<30} {when} the reset's answer")
-
-
-def _admin_processes(playground: Playground) -> list[str]:
-    """Return the processes whose client listeners serve the admin API."""
-    return [
-        name
-        for name in playground.synapse.processes
-        if not name.startswith("federation_sender")
-    ]
-
-
-def plain(console: Console, line: str) -> None:
-    """Print a line to be copied: never wrapped, never styled."""
-    console.print(
-        line, soft_wrap=True, markup=False, highlight=False, emoji=False, style=None
-    )
+        show(f"  {what:<30} {when} the reset's answer")

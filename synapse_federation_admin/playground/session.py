@@ -11,14 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
-from rich.console import Console
-from rich.text import Text
-
 from synapse_federation_admin.playground.check import check
 from synapse_federation_admin.playground.control import Control
 from synapse_federation_admin.playground.display import (
-    Progress,
-    plain,
+    fail,
+    note,
+    progress,
+    show,
     show_diagnoses,
     show_failing,
     show_playground,
@@ -49,105 +48,72 @@ def _on_signal(_number: int, _frame: FrameType | None) -> None:
     raise Interrupted
 
 
-class Session:
-    """What one run of the command needs: where it shows what, and how it is ended."""
+def run(*, workers: bool, check_only: bool, keep: Path | None) -> int:
+    """Run the command, and return its exit status.
 
-    def __init__(self, *, workers: bool, check_only: bool) -> None:
-        """Set up, and start nothing yet.
+    Args:
+        workers: run Synapse with workers, PostgreSQL and Redis.
+        check_only: do the main job and end, rather than wait for Ctrl-C.
+        keep: a new or an empty folder to keep everything in; None for a temporary one.
+    """
+    if sys.platform != "linux":
+        # For 127.0.0.2 and on, and for children that end with their parent.
+        note("The playground runs on Linux only.")
+        return 1
+    for number in _SIGNALS:
+        signal.signal(number, _on_signal)
+    try:
+        with _folder(keep) as folder:
+            playground = Playground(
+                folder, workers=workers, is_populated=True, progress=progress()
+            )
+            status = _play(playground, check_only)
+    except Interrupted:
+        status = _INTERRUPTED
+    except (PlaygroundError, OSError) as e:
+        fail(str(e))
+        return 1
+    if keep is None:
+        show("Everything is stopped, the temporary folder removed.")
+    else:
+        show(f"Everything is stopped. The files are in {keep}.")
+    return status
 
-        Args:
-            workers: run Synapse with workers, PostgreSQL and Redis.
-            check_only: do the main job and end, rather than wait for Ctrl-C.
-        """
-        self._workers = workers
-        self._check_only = check_only
-        self._console = Console()
-        self._errors = Console(stderr=True)
-        self._progress = Progress(self._console)
 
-    def run(self, keep: Path | None) -> int:
-        """Run, and return the exit status.
-
-        Args:
-            keep: a new or an empty folder to keep everything in; None for a temporary
-                one.
-        """
-        if sys.platform != "linux":
-            # For 127.0.0.2 and on, and for children that end with their parent.
-            plain(self._errors, "The playground runs on Linux only.")
-            return 1
-        for number in _SIGNALS:
-            signal.signal(number, _on_signal)
+def _play(playground: Playground, check_only: bool) -> int:
+    with playground:
         try:
-            with _folder(keep) as folder:
-                status = self._play(folder)
-        except Interrupted:
-            status = _INTERRUPTED
-        except (PlaygroundError, OSError) as e:
-            self._fail(str(e))
+            playground.prepare()
+            if check_only:
+                show_result(
+                    check(playground, partial(show_failing, playground), show_diagnoses)
+                )
+            else:
+                with Control(playground) as control:
+                    show_playground(playground, control.url, control.sign_in_url)
+                    _wait(playground)
+        except PlaygroundError as e:
+            # The log's end is of interest as it is now, before everything stops.
+            fail(f"{e}\n{playground.synapse.log_tail()}")
             return 1
-        if keep is None:
-            plain(self._console, "Everything is stopped, the temporary folder removed.")
-        else:
-            plain(self._console, f"Everything is stopped. The files are in {keep}.")
-        return status
+        finally:
+            _hold()
+    return 0
 
-    def _play(self, folder: Path) -> int:
-        playground = Playground(
-            folder, workers=self._workers, is_populated=True, progress=self._progress
-        )
-        with playground:
-            try:
-                playground.prepare()
-                if self._check_only:
-                    self._check(playground)
-                else:
-                    with Control(playground) as control:
-                        show_playground(
-                            self._console, playground, control.url, control.sign_in_url
-                        )
-                        self._wait(playground)
-            except PlaygroundError as e:
-                # The log's end is of interest as it is now, before everything stops.
-                self._fail(f"{e}\n{playground.synapse.log_tail()}")
-                return 1
-            finally:
-                _hold()
-        return 0
 
-    def _check(self, playground: Playground) -> None:
-        result = check(
-            playground,
-            partial(show_failing, self._console, playground),
-            partial(show_diagnoses, self._console),
-        )
-        show_result(self._console, result)
-
-    def _wait(self, playground: Playground) -> None:
-        self._console.print()
-        plain(self._console, "This goes on until Ctrl-C.")
-        ended: set[str] = set()
-        try:
-            while True:
-                time.sleep(0.5)
-                for name in playground.synapse.processes:
-                    if (
-                        name not in ended
-                        and not playground.synapse.process(name).running
-                    ):
-                        ended.add(name)
-                        plain(self._errors, f"Synapse's process {name} has ended.")
-        except Interrupted:
-            # The way to end it: no failure.
-            plain(self._console, "\nStopping ...")
-
-    def _fail(self, text: str) -> None:
-        first, _, rest = text.rstrip().partition("\n")
-        self._errors.print(
-            Text.assemble(("Error: ", "bold red"), first), soft_wrap=True
-        )
-        if rest:
-            plain(self._errors, rest)
+def _wait(playground: Playground) -> None:
+    show("", "This goes on until Ctrl-C.")
+    running = set(playground.synapse.processes)
+    try:
+        while True:
+            time.sleep(0.5)
+            for name in [*running]:
+                if not playground.synapse.process(name).running:
+                    running.discard(name)
+                    note(f"Synapse's process {name} has ended.")
+    except Interrupted:
+        # The way to end it: no failure.
+        show("", "Stopping ...")
 
 
 @contextmanager
