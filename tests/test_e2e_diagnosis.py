@@ -242,6 +242,9 @@ def test_history(
     An answer of 2xx that cannot be read is no success, of a contact either.
     """
     expected = not_reached(reports)
+    for label in ("send-endless-plain", "send-endless-chunked"):
+        # Synapse reads far more of an answer: on a slow machine its time ends first.
+        expected[label] += ("response_timeout",)
     found = {x: recorded.get(world.names[x]) for x in expected}
     told = {x: detail and detail["last_failure"]["kind"] for x, detail in found.items()}
     assert {x: k for x, k in told.items() if k not in expected[x]} == {}

@@ -84,7 +84,9 @@ def test_made_up_requests(world: Playground, tmp_path: Path) -> None:
             *("--url", client.base_url, "--checks", ",".join(CHECKS)),
             *("--header", f"Authorization: Bearer {client.access_token}"),
             *("--phases", "coverage,fuzzing", "--max-examples", str(MAX_EXAMPLES)),
-            *("--workers", "2", "--seed", "1", "--no-shrink", "--no-color"),
+            # One: before 3.13, Python's parser, which describes what was made up, fails
+            # at times where two threads use it at once (SystemError).
+            *("--workers", "1", "--seed", "1", "--no-shrink", "--no-color"),
             *("--continue-on-failure", "--suppress-health-check", "all"),
             *("--request-timeout", "30", "--generation-database", "none"),
         ],
