@@ -97,7 +97,7 @@ def scrape(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scrape]:
             client.send_to_device(f"@user:{remote.server_name}", "hello")
         failing = len(remotes) - 1
         wait_until(
-            lambda: client.destinations()["total"] >= failing, "them to fail", 30
+            lambda: client.destinations()["total"] >= failing, "them to fail", 90
         )
         for remote in remotes:
             client.diagnose(remote.server_name)
@@ -152,7 +152,8 @@ def test_values(scrape: Scrape) -> None:
     assert scrape.value("outlook", verdict="normal") == 1
     assert scrape.value("outlook", verdict="us") == 0
     assert scrape.value("backlog", queue="to_device_messages") == 4
-    assert 5 < (scrape.value("oldest_to_device_age_seconds") or 0) < 300
+    # In seconds, after all jumps of the clock.
+    assert 5 < (scrape.value("oldest_to_device_age_seconds") or 0) < 3600
     # All of them wait for servers that fail.
     assert scrape.value("oldest_stuck_to_device_age_seconds") == 0
     for action in ("reset", "reconnect"):

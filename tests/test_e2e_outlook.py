@@ -132,8 +132,9 @@ def test_resolver(tmp_path: Path) -> None:
         assert w.outlook()["verdict"] == "normal"
         w.laboratory.dns.ignore(*names[:6])
         w.fail(names[:6])
+        # Where reading it takes long, it is that of ten seconds ago.
+        wait_until(lambda: w.outlook()["verdict"] == "us", "a cause of ours", 60)
         found = w.outlook()
-    assert found["verdict"] == "us", found
     assert found["explanation"] == (
         "85 % of long-known servers tried in the last 15 minutes fail with dns_failed: "
         "the resolver of this host is the likely cause"
@@ -221,10 +222,11 @@ def test_look_up_servers(tmp_path: Path) -> None:
                 assert failure["kind"] == "dns_failed"
             asked, requests = w.laboratory.dns.asked, web.requests
             # On a slow machine that was a minute: they may be looked up already.
+            w.synapse.stop()
             select(w.synapse, "DELETE FROM federation_admin_addresses")
-            w.synapse.restart()
             asked.clear()
             requests.clear()
+            w.synapse.start()
             began_s = time.monotonic()
             if looks_up:
                 wait_until(lambda a=asked, r=requests: a and r, "look-ups", 60)

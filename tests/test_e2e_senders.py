@@ -113,7 +113,7 @@ def test_cluster(tmp_path: Path) -> None:
         # Synapse looks at all new events when there is another.
         client.create_room()
         for remote in found.values():
-            remote.wait_for_message(MessageKind.PDU, "not yet", 30)
+            remote.wait_for_message(MessageKind.PDU, "not yet", SOON_S)
         wait_until(
             lambda: client.detail(name)["not_yet_queued"] == 0, "none to wait", SOON_S
         )
@@ -213,5 +213,5 @@ def test_ahead(tmp_path: Path) -> None:
         synapse.start()
         # Synapse looks at all new events when there is another.
         client.create_room()
-        remote.wait_for_message(MessageKind.PDU, "after", 30)
+        remote.wait_for_message(MessageKind.PDU, "after", SOON_S)
         assert senders(client)["main"]["ahead_events"] == 0

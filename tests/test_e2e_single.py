@@ -142,9 +142,10 @@ def test_hanging_server_does_not_hold_the_answer_up(world: Playground) -> None:
     assert time.monotonic() - started < AT_ONCE_S
     assert answers.count(200) == 1
     assert answers.count(400) == 19
-    # The sender's own attempt and ours.
+    # The sender's own attempt and ours, each perhaps repeated by now.
+    remote.wait_for_connection(started, SOON_S)
     time.sleep(1)
-    assert 1 <= sum(at >= started for at in remote.connections) <= 2
+    assert sum(at >= started for at in remote.connections) <= 4
 
 
 def test_other_listeners(world: Playground) -> None:

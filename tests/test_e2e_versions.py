@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.one_synapse]
 NOW = (THIS, VERSIONS[-1].compat)
 
 # Nobody listens there.
-NAMES = [f"127.3.0.{number}:1" for number in range(1, 6)]
+NAMES = [f"127.3.0.{number}:1" for number in range(1, 41)]
 JUST_FAILING = "retry_last_ts = 1, retry_interval = 1, failure_ts = 1"
 # Where the runs of version 2 are.
 TASKS = (
