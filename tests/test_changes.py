@@ -71,6 +71,28 @@ class ChangesTestCase(ResetTestCase):
             self.assertEqual(nothing[key], [], key)
         self.assertEqual(self.changes(since, after_s=0)["failed"], found["failed"])
 
+    def test_answers_again(self) -> None:
+        """That a server has answered is told before its outage's end is written, which
+        is found once a minute; while it fails, or has failed since, it is not."""
+        now_ms = self.clock.time_msec()
+        for name in ("up.example", "row.example", "since.example", "cleared.example"):
+            self.add_destination(name, *(FAILING if name == "row.example" else (0, 0)))
+            self.insert(
+                "federation_admin_outages",
+                destination=name,
+                start_ts=now_ms - 9000,
+                kinds="",
+            )
+            self.insert(
+                "federation_admin_successes",
+                destination=name,
+                last_ts=now_ms - 2000,
+                recovered_ts=None if name == "cleared.example" else now_ms - 2000,
+            )
+        self.add_failure("since.example")
+        told = {"destination": "up.example", "ended": "recovered", "ts": now_ms - 2000}
+        self.assertEqual(self.changes(0)["came_back"], [told])
+
     def test_run(self) -> None:
         """A run is told when it is made, and again when it has changed."""
         since = self.changes(0)["as_of_ts"]

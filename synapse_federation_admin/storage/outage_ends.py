@@ -97,6 +97,15 @@ def ended_outages(open_outages: str, which: Sql, now_ts: int) -> Sql:
     )
 
 
+def answered_since(ts: int) -> Sql:
+    """Return the condition that the destination of an outage o has answered lately."""
+    return Sql(
+        "o.destination IN ("  # noqa: S608
+        f"SELECT destination FROM {SUCCESSES} AS s WHERE last_ts >= ?)",
+        (ts,),
+    )
+
+
 def changed_since(ts: int) -> Sql:
     """Return the condition that something was written lately of an outage o's end.
 

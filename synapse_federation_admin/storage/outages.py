@@ -18,7 +18,11 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin import limits
 from synapse_federation_admin.failures.kinds import UNKNOWN_KIND, FailureKind
 from synapse_federation_admin.homeserver.database import on_postgres
-from synapse_federation_admin.storage.outage_ends import OutageEnd, ended_outages
+from synapse_federation_admin.storage.outage_ends import (
+    OutageEnd,
+    answered_since,
+    ended_outages,
+)
 from synapse_federation_admin.storage.records import FAILURES, RecordedFailure
 from synapse_federation_admin.storage.sql import (
     AHEAD_MS,
@@ -38,6 +42,10 @@ _TABLE = "federation_admin_outages"
 _RECORDING = "federation_admin_recording"
 
 _DAY_MS = 86_400_000
+
+# How long it may take until the end of an outage is written, which is found once a
+# minute.
+_WRITTEN_MS = 90_000
 
 # Those that last, for statements of others. `last_kind` is why; NULL if not known.
 OPEN_OUTAGES = (
@@ -170,14 +178,26 @@ def spans_txn(
 def ended_since_txn(
     txn: LoggingTransaction, after_ts: int, now_ts: int, limit: int
 ) -> list[CameBack]:
-    """Return which outages ended after a time, up to now; the newest first."""
+    """Return which outages ended after a time, up to now; the newest first.
+
+    Also those of which that is not written yet, as the destination has just answered.
+    """
+    over = ended_outages(OPEN_OUTAGES, answered_since(now_ts - _WRITTEN_MS), now_ts)
+    # What has no time of its own has now.
+    txn.execute(
+        f"SELECT destination, ended, end_ts FROM ({over.text}) AS over "  # noqa: S608
+        "WHERE end_ts > ? AND end_ts < ? LIMIT ?",
+        (*over.args, after_ts, now_ts, limit),
+    )
+    rows = txn.fetchall()
     txn.execute(
         f"SELECT destination, ended, end_ts FROM {_TABLE} "  # noqa: S608
         "WHERE end_ts IS NOT NULL AND end_ts > ? AND end_ts <= ? "
         "ORDER BY end_ts DESC LIMIT ?",
         (after_ts, now_ts + AHEAD_MS, limit),
     )
-    return [CameBack(*row) for row in txn.fetchall()]
+    rows += txn.fetchall()
+    return sorted((CameBack(*row) for row in rows), key=lambda each: -each.ts)[:limit]
 
 
 def count_kinds_txn(
