@@ -21,7 +21,7 @@ from synapse.module_api import LoggingTransaction
 from synapse_federation_admin import limits
 from synapse_federation_admin.homeserver.homeserver import Homeserver
 from synapse_federation_admin.storage import outages
-from synapse_federation_admin.storage.outage_ends import SETTLED_MS, changed_since
+from synapse_federation_admin.storage.outage_ends import changed_since
 from synapse_federation_admin.storage.schema import Tables
 from synapse_federation_admin.storage.sql import Sql
 
@@ -97,8 +97,7 @@ class Outages:
         now_ts = self._homeserver.now_ms()
         # Again and again: the tables may have been dropped.
         outages.begin_recording_txn(txn, now_ts)
-        lately_ts = now_ts - SETTLED_MS - 2 * _EVERY_MS
-        which = Sql("TRUE") if at_all else changed_since(lately_ts)
+        which = Sql("TRUE") if at_all else changed_since(now_ts - 3 * _EVERY_MS)
         most = limits.OUTAGES_ENDED
         if outages.end_txn(txn, which, now_ts, most) == most:
             return True

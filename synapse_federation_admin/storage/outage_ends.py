@@ -28,10 +28,6 @@ _DAY_MS = 86_400_000
 # it is still the reset that has ended the outage.
 _ON_ITS_WAY_MS = 60_000
 
-# How long it may take until it is known whether a reset was of use: the contact takes a
-# minute at most, and what comes of it is written in the background.
-SETTLED_MS = 80_000
-
 
 class OutageEnd(Enum):
     """How an outage ended."""
@@ -92,7 +88,6 @@ def ended_outages(open_outages: str, which: Sql, now_ts: int) -> Sql:
             *which.args,
             now_ts - _NEW_ROW_MS,
             now_ts - _GIVEN_UP_MS,
-            now_ts - SETTLED_MS,
         ),
     )
 
@@ -125,8 +120,8 @@ def _values(*members: Enum) -> str:
     return ", ".join(f"'{member.value}'" for member in members)
 
 
-# By which outcomes of what is in the audit an outage may have ended. The former is of
-# versions which did not see through what comes of a reset.
+# By which outcomes of what is in the audit an outage may have ended. The first is that
+# of a name that is no server's: nobody finds out what comes of it.
 _CLEARED = _values(
     ResetOutcome.RESET, ReconnectOutcome.CONNECTED, ReconnectOutcome.NOT_SENT
 )
@@ -198,14 +193,11 @@ def _over(open_outages: str, which: str) -> str:
         AND NOT EXISTS (
             SELECT 1 FROM {ENTRIES} AS a
             WHERE a.destination = o.destination
-            AND (
-                a.outcome = '{AUDIT_PENDING}' AND a.ended_ts IS NOT NULL
-                AND (a.ts > ? OR NOT EXISTS (
-                    SELECT 1 FROM {SUCCESSES} AS s
-                    WHERE s.destination = o.destination AND s.last_ts > a.ts
-                ))
-                OR a.outcome = '{ResetOutcome.RESET.value}' AND a.ts > ?
-            )
+            AND a.outcome = '{AUDIT_PENDING}' AND a.ended_ts IS NOT NULL
+            AND (a.ts > ? OR NOT EXISTS (
+                SELECT 1 FROM {SUCCESSES} AS s
+                WHERE s.destination = o.destination AND s.last_ts > a.ts
+            ))
         )
         AND NOT EXISTS ({_NOBODY_KNOWS})
     """  # noqa: S608
