@@ -104,17 +104,6 @@ class FailuresTest(HistoryTestCase):
         found = self.get_json(f"{V2}/summary")["failing_by_kind"]
         self.assertEqual(found, {**counts, "new_kind": 1})
 
-    def test_pages(self) -> None:
-        """A token is good for its own filter only."""
-        for name in "abc":
-            self.add_failing(f"{name}.example", "gone")
-        page, rest = self.pages(f"{LIST}?failure=gone&limit=2")
-        names = [row["destination"] for row in rest["destinations"]]
-        self.assertEqual(names, ["c.example"])
-        token = page["next_token"]
-        channel = self.ask("GET", f"{LIST}?failure=rejected&limit=2&from={token}")
-        self.assertEqual(channel.code, 400)
-
     def test_table(self) -> None:
         """The summary counts by kind and age; every failing one is in one cell."""
         for kind in ("tls_expired", "dns_failed", None):
