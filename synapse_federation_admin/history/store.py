@@ -264,14 +264,16 @@ class HistoryStore:
         recorded_ts = await self.recorded_since_ts()
         now_ts = self._homeserver.now_ms()
         since_ts = first_day_ts(now_ts)
-        found: dict[str, Availability] = {}
+        # Most have had no outage.
+        found = dict.fromkeys(names, availability_of((), recorded_ts, now_ts))
         for some in in_pieces(names, _NAMES):
             spans = await self._run(
                 "availability",
                 partial(outages.spans_txn, destinations=some, since_ts=since_ts),
             )
-            for name in some:
-                found[name] = availability_of(spans[name], recorded_ts, now_ts)
+            for name, recorded in spans.items():
+                if recorded:
+                    found[name] = availability_of(recorded, recorded_ts, now_ts)
         return found
 
     async def failing_by_kind(self, now_ms: int) -> dict[str, dict[FailureAge, int]]:

@@ -90,14 +90,17 @@ class Failure(Answer):
 
 def shown(value: Any) -> Any:
     """Return a value as JSON has it; `model_of` describes it."""
+    kind: Any = type(value)
     # Most are such.
-    if type(value) in _PLAIN:
+    if kind in _PLAIN:
         return value
+    if _has_keys(kind) and kind is not kinds.Failure:
+        return {
+            key: found if type(found := get(value)) in _PLAIN else shown(found)
+            for key, (_, get) in keys_of(kind).items()
+        }
     if isinstance(value, Enum):
         return value.value
-    kind: Any = type(value)
-    if _has_keys(kind) and kind is not kinds.Failure:
-        return {key: shown(get(value)) for key, (_, get) in keys_of(kind).items()}
     if isinstance(value, tuple | list):
         return [shown(each) for each in value]
     if isinstance(value, Mapping):
