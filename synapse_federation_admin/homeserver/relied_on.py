@@ -190,6 +190,7 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
         synapse.http.proxyagent:
             ProxyAgent(*reactor proxy_reactor pool contextFactory proxy_config)
         synapse.util.gai_resolver: HostResolution(*name)
+        twisted.protocols.tls: TLSMemoryBIOProtocol.failVerification
         hs:
             version_string get_reactor().nameResolver
             config.server.federation_ip_range_allowlist
@@ -236,9 +237,24 @@ NAMES: tuple[tuple[Collection[Feature], str], ...] = (
     ),
     (
         (_F.HISTORY,),
-        "hs: register_sync_shutdown_handler(*phase eventType shutdown_func)",
+        """
+        synapse.logging.context:
+            ContextRequest.url LoggingContext.server_name
+        synapse.storage.databases.main.transactions:
+            DestinationRetryTimings.failure_ts
+        hs: register_sync_shutdown_handler(*phase eventType shutdown_func)
+        """,
     ),
-    (_CLASSIFIES, "hs: config.worker.worker_replication_secret"),
+    (
+        _CLASSIFIES,
+        """
+        synapse.api.errors:
+            HttpResponseException.code HttpResponseException.response
+            RequestSendFailed.inner_exception
+            RequestSendFailed(*inner_exception can_retry)
+        hs: config.worker.worker_replication_secret
+        """,
+    ),
     (
         # Also where Synapse's client asks a store of ours.
         _CLASSIFIES,
