@@ -223,6 +223,9 @@ class ConsoleRunsTestCase(
 def test_words() -> None:
     """Everything that the API has has a word; what is not known is shown as it is."""
     assert outcomes.run_status("later").word == "later"
+    run = {"status": "later", "done": 0, "matched": 1000}
+    assert outcomes.done(run) == "0 of 1,000"
+    assert outcomes.done({**run, "status": "preparing"}) == "looks which servers match"
     assert outcomes.outcome("forget", "refused").word == "kept"
     assert outcomes.outcome("reconnect", "refused").word == "refuses what waits"
     assert outcomes.outcome("reconnect", "later").word == "later"

@@ -155,7 +155,7 @@ def test_other_listeners(world: Playground) -> None:
     """
     authority = world.certificates.client_context()
     for base, socket_name, status in (
-        (world.synapse.federation_url, None, 404),
+        (f"https://{world.synapse.server_name}", None, 404),
         (f"http://127.0.0.1:{METRICS_PORT}", None, 404),
         ("http://localhost", "federation.sock", 404),
         ("http://localhost", "client.sock", 200),

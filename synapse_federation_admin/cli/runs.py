@@ -50,7 +50,7 @@ def runs(asked: Asked, params: Json) -> None:
         Column("What", lambda run: outcomes.action(run["action"])),
         Column("Which", _which),
         Column("Status", _status),
-        Column(">Done", _done),
+        Column(">Done", outcomes.done),
         Column("Who", lambda run: user(run.get("user_id"), is_wide)),
         Column("When", lambda run: ago(run.get("created_ts"))),
     )
@@ -59,10 +59,6 @@ def runs(asked: Asked, params: Json) -> None:
 
 def _which(run: Json) -> str:
     return outcomes.which(run.get("criteria", {}), run.get("options", {}))
-
-
-def _done(run: Json) -> str:
-    return f"{count(run['done'])} of {count(run['matched'])}"
 
 
 def _status(run: Json) -> Text:
@@ -111,7 +107,7 @@ def see_through(asked: Asked, run: Json) -> int:
                     task,
                     completed=run["done"],
                     total=run["matched"] if is_begun else None,
-                    told=_so_far(run) if is_begun else _status(run).plain,
+                    told=_so_far(run),
                 )
                 time.sleep(_EVERY_S)
                 run = _again(asked, run_id)
@@ -142,7 +138,7 @@ def _again(asked: Asked, run_id: str) -> Json:
 
 
 def _so_far(run: Json) -> str:
-    parts = [_done(run)]
+    parts = [outcomes.done(run)]
     if rate := run.get("rate_per_second"):
         parts.append(f"{rate:.1f} a second")
     if ends := run.get("estimated_end_ts"):
@@ -182,6 +178,6 @@ def _facts(run: Json) -> Iterator[tuple[RenderableType, ...]]:
     if run.get("reason"):
         yield "Why", line(run["reason"])
     yield "Asked for", exact(run.get("created_ts"))
-    yield "Done", _done(run)
+    yield "Done", outcomes.done(run)
     if run.get("ended_ts") and run.get("started_ts"):
         yield "Took", duration(run["ended_ts"] - run["started_ts"])

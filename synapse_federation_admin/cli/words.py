@@ -133,10 +133,7 @@ def how_far(sender: Json) -> str:
 
 def run_line(run: Json) -> Text:
     """Return how far a run is, on one line."""
-    parts = [
-        f"{outcomes.action(run['action'])} {run['id']}:",
-        f"{count(run['done'])} of {count(run['matched'])}",
-    ]
+    parts = [f"{outcomes.action(run['action'])} {run['id']}: {outcomes.done(run)}"]
     parts += [
         f"· {count(number)} {outcomes.outcome(run['action'], name).word}"
         for name, number in run.get("outcomes", {}).items()

@@ -38,8 +38,6 @@ class ApiError(PlaygroundError):
             body: the answer's body, or why there was no answer.
         """
         super().__init__(f"{method} {url}: {status or 'no answer'}: {body[:500]}")
-        self.method = method
-        self.url = url
         self.status = status
         self.body = body
 

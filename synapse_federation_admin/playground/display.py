@@ -63,52 +63,6 @@ def progress() -> Callable[[str], None]:
     return lambda step: show(f"{time.monotonic() - began:5.1f} s  {step}")
 
 
-def to_try(
-    url: str, access_token: str, server_name: str, control_url: str
-) -> list[tuple[str, list[str]]]:
-    """Make shell lines to play with, under what they do.
-
-    Args:
-        url: the base URL of a listener.
-        access_token: the admin's.
-        server_name: the destination that they are about.
-        control_url: the base URL of the switchboard.
-    """
-    token = shlex.quote(f"Authorization: Bearer {access_token}")
-    # Synapse's answers do not end with a newline of their own.
-    ask = f"curl -sS -w '\\n' -H {token}"
-    name = shlex.quote(server_name)
-    folder = shlex.quote(str(Path(sys.executable).parent))
-    return [
-        (
-            "The command line, in another terminal",
-            [
-                *([] if shutil.which(NAME) else [f"export PATH={folder}:$PATH"]),
-                f"export FEDERATION_ADMIN_URL={shlex.quote(url)}",
-                f"export FEDERATION_ADMIN_TOKEN={shlex.quote(access_token)}",
-                f"{NAME} status",
-                f"{NAME} top",
-            ],
-        ),
-        ("One that is down: why, and what to do", [f"{NAME} why {name}"]),
-        (
-            "Bring it up (or: down, slow, hanging, bad_gateway ...), and reconnect it",
-            [
-                f"curl -sS -X PUT -d healthy {shlex.quote(f'{control_url}/')}{name}",
-                f"{NAME} reconnect {name}",
-            ],
-        ),
-        ("Who did what, and what came of it", [f"{NAME} audit"]),
-        (
-            "The API: all in a few numbers; all servers as Synapse's own API has them",
-            [
-                f"{ask} {url}{FEDERATION_V2}/summary",
-                f"{ask} {url}{FEDERATION}/destinations",
-            ],
-        ),
-    ]
-
-
 def show_diagnoses(diagnoses: Iterable[Json]) -> None:
     """Print why servers fail, and what to do."""
     show("")
@@ -142,15 +96,44 @@ def show_failing(playground: Playground, rows: list[Json]) -> None:
 
 
 def show_playground(playground: Playground, control_url: str, sign_in_url: str) -> None:
-    """Print all that one needs to play: what fails, addresses, and lines to paste."""
+    """Print all that one needs to play: what fails, addresses, and lines to paste.
+
+    Args:
+        playground: prepared.
+        control_url: the base URL of the switchboard.
+        sign_in_url: signs a browser in.
+    """
     rows = playground.destinations()
     show_failing(playground, [row for row in rows if row["failure_ts"]])
-    synapse, admin = playground.synapse, playground.admin
+    synapse, admin, url = playground.synapse, playground.admin, playground.synapse.url()
+    token = shlex.quote(f"Authorization: Bearer {admin.access_token}")
+    # Synapse's answers do not end with a newline of their own.
+    ask = f"curl -sS -w '\\n' -H {token} {url}"
     down = playground.remotes[Behaviour.DOWN].server_name
-    lines = to_try(synapse.url(), admin.access_token, down, control_url)
-    console_lines = [f"{synapse.url()}{CONSOLE}", sign_in_url]
-    lines.insert(0, ("The console, and a link that signs you in, once", console_lines))
-    for what, commands in lines:
+    folder = shlex.quote(str(Path(sys.executable).parent))
+    for what, *commands in (
+        ("The console, and a link that signs you in, once", url + CONSOLE, sign_in_url),
+        (
+            "The command line, in another terminal",
+            *([] if shutil.which(NAME) else [f"export PATH={folder}:$PATH"]),
+            f"export FEDERATION_ADMIN_URL={url}",
+            f"export FEDERATION_ADMIN_TOKEN={shlex.quote(admin.access_token)}",
+            f"{NAME} status",
+            f"{NAME} top",
+        ),
+        ("One that is down: why, and what to do", f"{NAME} why {down}"),
+        (
+            "Bring it up (or: down, slow, hanging, bad_gateway ...), and reconnect it",
+            f"curl -sS -X PUT -d healthy {control_url}/{down}",
+            f"{NAME} reconnect {down}",
+        ),
+        ("Who did what, and what came of it", f"{NAME} audit"),
+        (
+            "The API: all in a few numbers; all servers as Synapse's own API has them",
+            f"{ask}{FEDERATION_V2}/summary",
+            f"{ask}{FEDERATION}/destinations",
+        ),
+    ):
         show("")
         Console().print(Text(f"# {what}:", "dim"))
         show(*commands)

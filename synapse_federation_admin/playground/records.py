@@ -109,16 +109,6 @@ class Records:
         with self._news:
             return list(self._messages)
 
-    def wait_for_connection(self, since: float, timeout_s: float) -> float:
-        """Wait for a connection accepted at or after a `time.monotonic()`; return when.
-
-        Raises:
-            WaitTimeoutError: there was none for `timeout_s` seconds.
-        """
-        return self._wait_for(
-            self._connections, lambda at: at >= since, "a connection", timeout_s
-        )
-
     def wait_for_request(
         self, since: float, timeout_s: float, path: str = ""
     ) -> Request:

@@ -106,11 +106,6 @@ class SynapseServer:
         """Return the base URL of a process's client listener."""
         return f"http://127.0.0.1:{self.layout.client_ports[process]}"
 
-    @property
-    def federation_url(self) -> str:
-        """The base URL of the federation listener."""
-        return f"https://{self.server_name}"
-
     def client(self, user: User | None = None, process: str = MAIN) -> MatrixClient:
         """Make a client that speaks to one process as a user, or as nobody.
 

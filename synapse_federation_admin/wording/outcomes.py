@@ -104,6 +104,13 @@ def run_status(status: str) -> Told:
     return Told(*RUN_STATUSES.get(status, ("muted", status)))
 
 
+def done(run: Mapping[str, Any]) -> str:
+    """Return how far a run is: `5 of 19`, once it is known of how many."""
+    if run.get("status") in ("scheduled", "preparing"):
+        return RUN_STATUSES[run["status"]][1]
+    return f"{count(run['done'])} of {count(run['matched'])}"
+
+
 def under_way(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return those of some runs that have not ended."""
     return [run for run in runs if run["ended_ts"] is None]
