@@ -32,7 +32,8 @@ from synapse_federation_admin.failures.text import advice_of, fault_of, gist_of
 
 # A table stands between two lines. The first names a route, for its parameters or its
 # body (`<!-- table: GET /v2/federation/audit -->`), or an object
-# (`<!-- table: Backlog -->`), or the kinds and the reasons of failures, with examples.
+# (`<!-- table: Backlog -->`; `Destination beside V1Destination`: what that lacks), or
+# the kinds and the reasons of failures, with examples.
 _TABLE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 _COMMAND = re.compile(
@@ -138,12 +139,14 @@ def _reasons() -> str:
 def _table(name: str) -> str:
     if name in ("kinds", "reasons"):
         return _kinds() if name == "kinds" else _reasons()
+    name, _, other = name.partition(" beside ")
     method, _, path = name.partition(" ")
     if not path:
         schemas = document()["components"]["schemas"]
         rows = [
             (key, _type(field, schemas), field["description"])
             for key, field in schemas[name]["properties"].items()
+            if not other or key not in schemas[other]["properties"]
         ]
         return _rows(("key", "type", "meaning"), rows)
     declared = {(route.method, route.path): declared_for(route) for route in ROUTES}
