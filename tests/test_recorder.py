@@ -61,7 +61,7 @@ class RecorderTestCase(ModuleTestCase):
 
     def prepare(self, *args: Any) -> None:
         super().prepare(*args)
-        found = _observers[self.hs.hostname]
+        found, _ = _observers[self.hs.hostname]
         assert isinstance(found, Recorder)
         self.recorder = found
         # The tables are there, and what is done at the start is over.

@@ -60,10 +60,8 @@ class TrafficObserver(Protocol):
 
 
 # By this homeserver's name: in one process there may be several, each with a module.
-_observers: dict[str, TrafficObserver] = {}
-
-# Of those that do not go out themselves: what they hear of who does.
-_relays: dict[str, Relay] = {}
+# With it, of one that does not go out itself, what it hears of who does.
+_observers: dict[str, tuple[TrafficObserver, Relay | None]] = {}
 
 
 class Watched:
@@ -95,15 +93,13 @@ T = TypeVar("T")
 
 def observe(hs: "HomeServer", observer: TrafficObserver) -> None:
     """Have an observer told of this process's federation requests, until it ends."""
-    _observers[hs.hostname] = observer
-    if outbound_instances(hs) is not None:
-        _relays[hs.hostname] = Relay(hs)
-    for kept in (_relays, _observers):
-        hs.register_sync_shutdown_handler(
-            phase="during",
-            eventType="shutdown",
-            shutdown_func=partial(kept.pop, hs.hostname, None),
-        )
+    relay = Relay(hs) if outbound_instances(hs) is not None else None
+    _observers[hs.hostname] = observer, relay
+    hs.register_sync_shutdown_handler(
+        phase="during",
+        eventType="shutdown",
+        shutdown_func=partial(_observers.pop, hs.hostname, None),
+    )
     for module, _ in LOG_TEXTS.values():
         _observe_logger(logging.getLogger(module))
 
@@ -119,9 +115,9 @@ async def unobserved(request: Awaitable[T]) -> T:
 
 def tell_answered(hs: "HomeServer", destination: str) -> None:
     """Tell that a contact was taken."""
-    if observer := _observers.get(hs.hostname):
+    if found := _observers.get(hs.hostname):
         try:
-            observer.taken(destination)
+            found[0].taken(destination)
         except Exception:
             # Whatever is wrong here, the contact was taken.
             logger.exception("Could not take note of a contact with '%s'", destination)
@@ -145,8 +141,8 @@ def _watched_of(destination: str) -> Watched:
 
 def _take_failed(args: _Told) -> None:
     destination, _, error, _ = args
-    observer = _of_this_request(_observers)
-    if observer is None or not isinstance(error, BaseException):
+    found = _of_this_request()
+    if found is None or not isinstance(error, BaseException):
         return
     # A redirected request is within another, and each of them says so.
     if getattr(error, "_federation_admin_told", False):
@@ -155,23 +151,21 @@ def _take_failed(args: _Told) -> None:
         error._federation_admin_told = True  # type: ignore[attr-defined]  # a mark of ours
     watched = _watched_of(str(destination))
     cause = watched.cause or error
-    relay = _of_this_request(_relays)
+    observer, relay = found
     met = relay.met(cause) if relay else cause
     observer.failed(str(destination), met, watched.size_bytes)
 
 
 def _take_recovered(args: _Told, *, has_answered: bool) -> None:
-    if observer := _of_this_request(_observers):
-        observer.recovered(str(args[0]), has_answered=has_answered)
+    if found := _of_this_request():
+        found[0].recovered(str(args[0]), has_answered=has_answered)
 
 
 def _take_answered(args: _Told) -> None:
     _, destination, code, _ = args
-    observer = _of_this_request(_observers)
-    if _is_unobserved.get():
-        return
-    if observer is not None and isinstance(code, int) and 200 <= code < 300:
-        observer.answered(str(destination), _watched_of(str(destination)).size_bytes)
+    found = None if _is_unobserved.get() else _of_this_request()
+    if found is not None and isinstance(code, int) and 200 <= code < 300:
+        found[0].answered(str(destination), _watched_of(str(destination)).size_bytes)
 
 
 _TAKEN_BY: dict[str, Callable[[_Told], None]] = {
@@ -182,13 +176,13 @@ _TAKEN_BY: dict[str, Callable[[_Told], None]] = {
 }
 
 
-def _of_this_request(kept: dict[str, T]) -> T | None:
-    """Return what is kept of the homeserver whose request this is."""
+def _of_this_request() -> tuple[TrafficObserver, Relay | None] | None:
+    """Return who is told of the homeserver whose request this is."""
     context = current_context()
-    if not context and len(kept) == 1:
+    if not context and len(_observers) == 1:
         # Outside of any request: it is only known that there is no other.
-        return next(iter(kept.values()))
-    return kept.get(context.server_name)
+        return next(iter(_observers.values()))
+    return _observers.get(context.server_name)
 
 
 class _Observed(logging.Logger):

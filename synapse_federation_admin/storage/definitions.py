@@ -153,8 +153,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         """,
     ),
     # When a destination last answered well, to within some minutes; when it last did so
-    # after it had failed, exactly; when it first did, and whose it is. The last two are
-    # NULL if no version that knows them has written to the row.
+    # after it had failed, exactly; when it first did, and whose it is.
     "successes": (
         """
         CREATE TABLE IF NOT EXISTS federation_admin_successes (
