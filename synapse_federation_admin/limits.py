@@ -235,6 +235,10 @@ ENDS_SOON_MS = 7 * 86_400_000
 SHORT_LIVED_MS = 6 * 86_400_000
 SLOW_MS = 5000
 
+# A process that sends and is behind by so long is told as that: one that keeps up takes
+# less, and one that hangs is known as gone only after a minute.
+BEHIND_MS = 15_000
+
 # A sentence for people; a fact in it; and how many names one tells.
 SENTENCE = 160
 FACT = 50

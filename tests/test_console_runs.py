@@ -239,7 +239,7 @@ def sender(state: str, instance: str | None = "sender1") -> dict[str, Any]:
     return {"state": InstanceState(state).value, "instance": instance}
 
 
-BEHIND = {**sender("running"), "behind_events": 2, "behind_ms": 11_000}
+BEHIND = {**sender("running"), "behind_events": 2, "behind_ms": 15_000}
 
 
 def refused(*values: int | None) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def refused(*values: int | None) -> dict[str, Any]:
     ("outcome", "more", "told"),
     [
         ("connected", {}, "Connected"),
-        ("connected", {"sender": BEHIND}, "more. But sender1 is 2 events behind, 11 s"),
+        ("connected", {"sender": BEHIND}, "more. But sender1 is 2 events behind, 15 s"),
         ("not_sent", {"sender": sender("gone")}, "Answers, and nothing is sent to it"),
         ("not_sent", {"sender": sender("never_seen")}, "to it: sender1 does not run."),
         (

@@ -395,8 +395,8 @@ def outlook(
     }
 
 
-def sender(state: str) -> Any:
-    return {"state": InstanceState(state).value}
+def sender(state: str, behind_ms: int | None = None) -> Any:
+    return {"state": InstanceState(state).value, "behind_ms": behind_ms}
 
 
 @pytest.mark.parametrize(
@@ -426,6 +426,15 @@ def sender(state: str) -> Any:
             "No process of ours is known",
         ),
         (outlook("normal"), [sender("late")], 0, "warn", "One of our senders is late."),
+        (outlook("normal"), [sender("running", 14_999)], 0, "good", "All is well."),
+        (outlook("normal"), [sender("running", 15_000)], 3, "warn", "No sender of"),
+        (
+            outlook("normal"),
+            [sender("running", 0), sender("running", 15_000)],
+            0,
+            "warn",
+            "Not every sender of ours keeps up.",
+        ),
         (None, None, 0, "muted", "Whether it is us is not known."),
         (None, None, 3, "warn", "Whether it is us is not known."),
     ],

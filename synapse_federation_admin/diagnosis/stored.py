@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages `stored` and `sender`: what is known here of a server, and who sends."""
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.destinations.backlog import Backlog
 from synapse_federation_admin.destinations.senders import Sender
 from synapse_federation_admin.destinations.values import Destination
@@ -16,9 +17,7 @@ from synapse_federation_admin.homeserver.process import stored_instance
 from synapse_federation_admin.storage.instances import REACTOR_LATE_MS, InstanceState
 from synapse_federation_admin.storage.records import Recorded
 
-# Behind by so long, events are late; or it does not get on. One that keeps up takes
-# less, and one that hangs is known as gone only after a minute.
-_LATE_MS = 15_000
+# Behind by so long, it does not get on.
 _STUCK_MS = 3_600_000
 
 _DOWN = {
@@ -122,12 +121,12 @@ def check_sender(sender: Sender, queued: int | None, *, now_ms: int) -> Stage:
     if took_ms >= REACTOR_LATE_MS:
         known = Reason.SENDER_OVERLOADED
     # One that is behind may be so for other reasons.
-    most_ms = _LATE_MS if known is Reason.SENDER_OVERLOADED else _STUCK_MS
+    most_ms = limits.BEHIND_MS if known is Reason.SENDER_OVERLOADED else _STUCK_MS
     if sender.is_late and behind_ms < most_ms:
         facts = Facts(instance=name, took_ms=took_ms)
         failure = Failure(FailureKind.SENDER_BEHIND, known, facts)
         return Stage.failed(StageName.SENDER, failure, findings, StageOutcome.WARNING)
-    if behind_ms >= _LATE_MS:
+    if behind_ms >= limits.BEHIND_MS:
         facts = Facts(instance=name, ago_ms=behind_ms)
         failure = Failure(FailureKind.SENDER_BEHIND, facts=facts)
         is_stuck = behind_ms >= _STUCK_MS

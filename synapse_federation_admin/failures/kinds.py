@@ -220,8 +220,8 @@ class FailureKind(Worded):
     SENDER_BEHIND = (
         "Federation sender behind",
         "{instance} has not sent what was written {ago} ago",
-        "Check the log and the load of {instance}, a process of this homeserver. If it "
-        "has just started, it begins with the next event. If not, restart it.",
+        "Check Redis, if any, and the log of {instance}, a process of this homeserver. "
+        "If it has just started, it begins with the next event. If not, restart it.",
         Fault.US,
     )
     IS_US = (

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from synapse_federation_admin import limits
 from synapse_federation_admin.durations import duration
 from synapse_federation_admin.wording import servers
 from synapse_federation_admin.wording.amounts import count, cut
@@ -70,9 +71,6 @@ TOTALS = {
     "kept_to_device_messages": "Encrypted-message keys kept",
 }
 """What is told of each total of a run."""
-
-# Who sends is this far behind for a moment only where all is well.
-_LATE_MS = 5000
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -236,7 +234,7 @@ def reconnected(found: Mapping[str, Any]) -> str:
 def _not_sent(found: Mapping[str, Any]) -> str:
     """Return why nothing is sent to a server, whatever it takes; or ""."""
     sender, is_known = found.get("sender") or {}, found.get("outcome") == "not_sent"
-    is_late = (sender.get("behind_ms") or 0) >= _LATE_MS
+    is_late = (sender.get("behind_ms") or 0) >= limits.BEHIND_MS
     if is_late and found.get("outcome") == "connected":
         who, far = sender.get("instance"), servers.how_far(sender)
         return f" But {who} is {far}: what it has not come to is not queued yet."

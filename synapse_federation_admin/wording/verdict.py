@@ -4,6 +4,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from synapse_federation_admin import limits
+from synapse_federation_admin.wording.servers import how_far
+
 # The states of senders of which nobody knows that they send.
 _UNSEEN = {"gone", "never_seen"}
 
@@ -42,7 +45,8 @@ def verdict_of(summary: Mapping[str, Any], see: str) -> Verdict:
             f"What requests meet is not recorded here: {see}.",
         )
     verdict, why = outlook.get("verdict"), f"{outlook.get('explanation')}."
-    senders = {sender.get("state") for sender in summary.get("senders") or ()}
+    known = summary.get("senders") or ()
+    senders = {sender.get("state") for sender in known}
     if verdict == "us":
         return Verdict("bad", "It is us.", why)
     if verdict == "shared":
@@ -56,6 +60,11 @@ def verdict_of(summary: Mapping[str, Any], see: str) -> Verdict:
         return Verdict("warn", sentence, "What one that does not run is to send waits.")
     if "late" in senders:
         return Verdict("warn", "One of our senders is late.", why)
+    behind = [s for s in known if (s.get("behind_ms") or 0) >= limits.BEHIND_MS]
+    if behind:
+        told = (f"{each.get('instance')} is {how_far(each)}" for each in behind)
+        which = "Not every sender" if len(behind) < len(known) else "No sender"
+        return Verdict("warn", f"{which} of ours keeps up.", f"{'; '.join(told)}.")
     if failing and not outlook.get("can_be_told"):
         return Verdict("warn", "Whether it is us cannot be told yet.", why)
     if failing:
