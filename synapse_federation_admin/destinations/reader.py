@@ -52,7 +52,8 @@ from synapse_federation_admin.storage.sql import (
 
 T = TypeVar("T")
 
-# Through how many names a page is looked for at first, and then; and through how many
+# Through how many names a page is looked for at first, and then, on SQLite; PostgreSQL
+# ends at the last row that is wanted, and begins with the second. And through how many
 # at the most, where that is likely to find the rest. After so many times, it takes a
 # pass over the table.
 _WINDOWS = (1000, 8000)
@@ -293,8 +294,9 @@ class DestinationList:
         which = [*segment.where, *self._conditions()]
         source, order = Sql("destinations"), segment.order
         rows: list[Destination] = []
+        is_postgres = self._reader.homeserver.is_postgres
         if self._is_guess(segment):
-            after, looked, size = segment.after, 0, _WINDOWS[0]
+            after, looked, size = segment.after, 0, _WINDOWS[is_postgres]
             for _ in range(_MOST_WINDOWS):
                 size = max(size, 2 * limit)
                 found, end = self._window_txn(
@@ -311,7 +313,7 @@ class DestinationList:
                         break
             which += names_between(after, None, segment.names)
             # The primary key would lead it to each row, all over the file.
-            if self._reader.homeserver.is_postgres:
+            if is_postgres:
                 order = order.replace("destination", "destination || ''")
             else:
                 source = Sql("destinations NOT INDEXED")
