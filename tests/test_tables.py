@@ -160,6 +160,16 @@ class TablesTestCase(ModuleTestCase):
         self.drop("schema")
         self.assertEqual(self.get_success(tables.stored_version()), NEWEST)
 
+    def test_dropped_just_then(self) -> None:
+        """Nor is it a bug where PostgreSQL stumbles, as it is dropped just then."""
+        if not self.is_postgres:
+            return
+        stumbles = "cache lookup failed for relation 7' USING ERRCODE = 'XX000"
+        statements = [f"DO $$ BEGIN RAISE '{stumbles}'; END $$", "SELECT 1"]
+        run = self.tables.run("test", lambda txn: txn.execute(statements.pop(0)))
+        self.get_success(run)
+        self.assertEqual(statements, [])
+
     def test_dropped_while_it_runs(self) -> None:
         """Every answer is as ever after the tables were dropped: v1's, and ours."""
         destination = f"{DESTINATIONS}/down.example"

@@ -17,9 +17,10 @@ from synapse_federation_admin.homeserver.process import Process
 T = TypeVar("T")
 
 # What is wrong with a statement: there is no such table or column, it is a view, of
-# another type, a syntax error ... PostgreSQL's class of codes, and SQLite's code. All
-# other codes of SQLite's `OperationalError` are about the file: locked, full ...
-_STATEMENT = "42"
+# another type, a syntax error ... PostgreSQL's class of codes, with that of what it
+# stumbles over itself where a table is dropped just then; and SQLite's code. All other
+# codes of SQLite's `OperationalError` are about the file: locked, full ...
+_STATEMENT = ("42", "XX")
 _SQLITE_ERROR = 1
 
 # Of its texts, for Python 3.10, which does not tell the code.
