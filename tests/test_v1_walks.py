@@ -13,16 +13,15 @@ from synapse_federation_admin.homeserver.homeserver import Homeserver
 
 pytestmark = pytest.mark.one_synapse
 
+COLUMNS = (
+    "destination",
+    "retry_last_ts",
+    "retry_interval",
+    "failure_ts",
+    "last_successful_stream_ordering",
+)
 ORDERS = [
-    f"order_by={order}&dir={direction}"
-    for order in (
-        "destination",
-        "retry_last_ts",
-        "retry_interval",
-        "failure_ts",
-        "last_successful_stream_ordering",
-    )
-    for direction in "fb"
+    f"order_by={order}&dir={direction}" for order in COLUMNS for direction in "fb"
 ]
 
 
@@ -237,13 +236,7 @@ class LongListTestCase(ModuleTestCase):
         self.get_success(
             self.store.db_pool.simple_insert_many(
                 "destinations",
-                (
-                    "destination",
-                    "retry_last_ts",
-                    "retry_interval",
-                    "failure_ts",
-                    "last_successful_stream_ordering",
-                ),
+                COLUMNS,
                 [
                     (
                         f"host{number:04}",

@@ -10,17 +10,15 @@ from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api._paging import Paging
 from synapse_federation_admin.api.schemas.model import (
-    MAX_INT,
     Answer,
     Lax,
     NextToken,
     Paged,
     Text,
+    Time,
 )
 from synapse_federation_admin.api.schemas.values import Shown, shown
 from synapse_federation_admin.storage.values import AuditAction, AuditEntry, AuditFilter
-
-Time = Annotated[int, Field(ge=0, le=MAX_INT)]
 
 
 class AuditQuery(Paged):

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """v2: what has changed lately."""
 
-from typing import Annotated
-
 from pydantic import Field
 from synapse.module_api import JsonDict
 
 from synapse_federation_admin.api._base import Asked
 from synapse_federation_admin.api._operation import operation
 from synapse_federation_admin.api.runs import Run, shown_run
-from synapse_federation_admin.api.schemas.model import MAX_INT, Answer, Input
+from synapse_federation_admin.api.schemas.model import Answer, Input, Time
 from synapse_federation_admin.api.schemas.values import Shown, shown
 from synapse_federation_admin.storage.outages import CameBack
 from synapse_federation_admin.storage.records import Failed
@@ -19,7 +17,7 @@ from synapse_federation_admin.storage.values import AuditEntry
 class ChangesQuery(Input):
     """Since when."""
 
-    since: Annotated[int, Field(ge=0, le=MAX_INT)] = Field(
+    since: Time = Field(
         default=0,
         description="The `as_of_ts` of the last answer; without it, all of the last "
         "ten minutes is told.",

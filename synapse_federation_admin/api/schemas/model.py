@@ -25,9 +25,6 @@ from typing_extensions import TypeAliasType
 from synapse_federation_admin.durations import DURATION, parse_duration
 from synapse_federation_admin.failures.kinds import FAILURE_KINDS, FailureKind
 
-# Numbers go into 64 bits of both databases.
-MAX_INT = 2**63 - 1
-
 _UNITS = {"_ts": "In ms since the epoch.", "_ms": "In ms.", "_s": "In seconds."}
 
 
@@ -121,6 +118,9 @@ Text: TypeAlias = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 Reason: TypeAlias = Annotated[
     Text, Field(description="Why, for the audit.", max_length=1000)
 ]
+
+# Within the 64 bits of both databases.
+Time: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 # A duration such as `7d`; its value is in ms.
 Duration: TypeAlias = Annotated[
