@@ -272,6 +272,22 @@ def test_numbers_are_whole() -> None:
     assert console.file.getvalue().count("1,418") == 2  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("lines", "names"), [(None, 3), (4, 3), (3, 1), (2, 0), (0, 0)]
+)
+def test_room(lines: int | None, names: int) -> None:
+    """Where there is no room for all causes, it says how many others there are."""
+    by_kind = {kind: {"<1h": n} for n, kind in enumerate(("gone", "other", "x"), 1)}
+    console = Console(width=80, file=io.StringIO())
+    console.print(heat(by_kind, lines=lines))
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert told.count("\n") == names + 1 + (names < 3)
+    others = {0: "3 other causes", 1: "2 other causes"}
+    assert others.get(names, "") in told
+    assert ("other cause" in told) == (names < 3)
+    assert told.split()[-1] == {3: "1", 1: "3", 0: "6"}[names]
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_nothing_is_cut(
     answers: dict[str, Any], width: int, monkeypatch: pytest.MonkeyPatch

@@ -222,7 +222,10 @@ class Top(App[None]):
         by_kind = summary.get("failing_by_kind_and_age")
         if by_kind:
             has_room = self.size.width >= NARROW
-            self._update("#heat", heat(by_kind, with_ages=has_room))
+            # As the style sheet has it.
+            share = 0.45 if self.size.width >= _WIDE else 0.35
+            lines = int(self.size.height * share)
+            self._update("#heat", heat(by_kind, with_ages=has_room, lines=lines))
         else:
             self._update("#heat", Text())
         self._update(

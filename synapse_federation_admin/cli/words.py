@@ -23,7 +23,7 @@ from synapse_federation_admin.cli.output import (
 )
 from synapse_federation_admin.durations import duration, utc
 from synapse_federation_admin.wording import outcomes, servers
-from synapse_federation_admin.wording.amounts import count
+from synapse_federation_admin.wording.amounts import count, counted
 from synapse_federation_admin.wording.causes import AGES, cause, heat_table
 from synapse_federation_admin.wording.servers import NOT_ALLOWED, SENDERS, STATUSES
 from synapse_federation_admin.wording.verdict import failing_of, how_many, verdict_of
@@ -53,16 +53,31 @@ def verdict_lines(summary: Json) -> Iterator[RenderableType]:
     yield grid([(Text(verdict.why),)])
 
 
-def heat(by_kind: Json, with_ages: bool = True) -> RenderableType:
-    """Return what fails by cause and age, as a table."""
+def heat(
+    by_kind: Json, with_ages: bool = True, lines: int | None = None
+) -> RenderableType:
+    """Return what fails by cause and age, as a table.
+
+    Args:
+        by_kind: As in the summary.
+        with_ages: Whether there is room for the ages.
+        lines: For how many lines there is room; None: for all.
+    """
     ages = AGES if with_ages else ()
     made = table("  Cause", *(f">{column.label}" for column in ages), ">all")
-    for row in heat_table(by_kind):
+    rows = heat_table(by_kind)
+    # One for the heads, and one for what is left out.
+    room = len(rows) if lines is None or len(rows) < lines else max(lines - 2, 0)
+    for row in rows[:room]:
         cells = [
             Text(count(number), _HEAT[strength]) if number else Text("·", "dim")
             for number, strength in row.cells[: len(ages)]
         ]
         made.add_row(line(f"  {cause(row.kind)}"), *cells, Text(count(row.total)))
+    if others := rows[room:]:
+        told = Text(f"  {counted(len(others), 'other cause')}", "dim")
+        total = Text(count(sum(row.total for row in others)))
+        made.add_row(told, *(Text() for _ in ages), total)
     for column in made.columns[1:]:
         # Where there is no room a cause is folded: a number that is cut is a wrong one.
         column.min_width = max(len(str(e)) for e in (column.header, *column.cells))
