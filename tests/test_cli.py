@@ -209,6 +209,12 @@ def test_since_when(answers: dict[str, Any]) -> None:
     assert "May never arrive    2 rooms: no event was ever delivered" in told
     assert "Can never be sent   1 room: the event is in the database no more" in told
     assert unanswered in told
+    sender = {"sender": {"instance": "main", "state": "running"}}
+    answers["/destinations/a.example"] |= sender
+    assert "Sent by             main: running" in run("show", "a.example").stdout
+    answers["/destinations/a.example"] |= {"status": "invalid"}
+    assert "Sent by" not in run("show", "a.example").stdout
+    answers["/destinations/a.example"] |= {"status": "online"}
     answers["/destinations/a.example"]["last_success_ts"] = 3
     assert "✓ not failing" in run("show", "a.example").stdout
     outage = {

@@ -248,9 +248,11 @@ class PagesTest(ConsoleTestCase, SenderTestCase, HistoryTestCase, MembersTestCas
         # Of what is no server name nobody is asked, and nobody told.
         asked = self.text(f"/servers/{quote(HOSTILE, safe='')}?contacts=yes")
         self.assertNotIn("Tell them", asked)
+        self.assertNotIn("Sent by", asked)
         fine = self.text("/servers/fine0.example")
         self.assertIn("No real request to it fails; the last answered well", fine)
         self.assertIn("22 Nov 2026, 12:00:00 UTC : 1 d", fine)
+        self.assertIn("Sent by", fine)
 
     def test_since_when(self) -> None:
         """What waits in rooms is told since when, at least: of all, and of a server."""

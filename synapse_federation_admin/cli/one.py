@@ -144,7 +144,8 @@ def _facts(server: Json) -> Iterator[tuple[RenderableType, ...]]:
     yield "Not yet queued", known("not_yet_queued")
     yield "Your users", known("local_users")
     yield "Rooms shared", known("shared_rooms")
-    if sender := server.get("sender"):
+    sender = server.get("sender")
+    if sender and server.get("status") != "invalid":
         state = str(sender.get("state")).replace("_", " ")
         far = f", {how_far(sender)}" if sender.get("position") is not None else ""
         yield "Sent by", f"{sender.get('instance') or 'nobody'}: {state}{far}"
