@@ -406,6 +406,7 @@ def sender(state: str, behind_ms: int | None = None) -> Any:
     [
         (outlook("normal"), [sender("running")], 0, "good", "All is well."),
         (outlook("normal", 0), [], 0, "good", "Nothing is known to be wrong."),
+        (outlook("normal"), None, 0, "good", "Nothing is known to be wrong."),
         (outlook("normal", 5, 1), [], 0, "warn", "1 server has accepted no request"),
         (outlook("normal"), [], 3, "warn", "Nothing suggests that it is us."),
         (outlook("normal", can_be_told=False), [], 3, "warn", "Whether it is us can"),

@@ -73,7 +73,7 @@ def verdict_of(summary: Mapping[str, Any], see: str) -> Verdict:
         have = "server has" if unanswered == 1 else "servers have"
         sentence = f"{unanswered:,} {have} accepted no request since one failed."
         return Verdict("warn", sentence, why)
-    if not outlook.get("last_hour", {}).get("tried"):
+    if not known or not outlook.get("last_hour", {}).get("tried"):
         return Verdict("good", "Nothing is known to be wrong.", why)
     return Verdict("good", "All is well.", why)
 
