@@ -109,7 +109,7 @@ def waiting_rows(summary: Json) -> Iterator[tuple[RenderableType, ...]]:
             backlog.get("rooms_never_caught_up"),
             "rooms; no event was delivered to these servers yet",
         ),
-        ("Not yet queued", summary.get("not_yet_queued"), "events of ours"),
+        ("Not yet queued", summary.get("not_yet_queued"), "of our own events"),
         (
             "For names not listed",
             summary.get("unlisted", {}).get("total"),

@@ -58,7 +58,7 @@ class SkipReason(Enum):
     ANOTHER_PROCESS = (
         "Not tried: outbound_federation_restricted_to has other processes go out: "
     )
-    NO_DATE = "Not known: no response of the server has a Date"
+    NO_DATE = "Not known: no response with a Date came from the server"
     SENDERS_OFF = "Not known: the feature `senders` is off"
     DATABASE_SLOW = "Not known: the database does not answer in time"
     DATABASE_FAILED = "Not known: the database cannot be read"
