@@ -105,6 +105,8 @@ class ConsoleRunsTestCase(
             )
             page = self.page(first)
             self.assertIn("Nothing was heard of it", words_of(page))
+            self.assertIn("being found out how many there are", words_of(page))
+            self.assertNotIn("0 of 0", page)
             self.assertIn('data-live="', page)
             self.assertEqual(self.led_to(self.submit(page, f"{first}/cancel")), first)
         self.look()

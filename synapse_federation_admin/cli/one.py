@@ -133,11 +133,10 @@ def _facts(server: Json) -> Iterator[tuple[RenderableType, ...]]:
             + (f", the oldest queued {ago(oldest)}" if oldest else ""),
         )
         yield "Device changes", count(backlog.get("device_list_updates", 0))
-        if never := server.get("never_delivered"):
-            why = (
-                "rooms: no event was ever delivered to it, so Synapse does not catch up"
-            )
-            yield "May never arrive", f"{count(never)} {why}"
+        never = server.get("never_delivered")
+        if never and server.get("status") != "invalid":
+            why = "no event was ever delivered to it, so Synapse does not catch up"
+            yield "May never arrive", f"{counted(never, 'room')}: {why}"
         if gone := server.get("unsendable"):
             why = "the event is in the database no more; the console has what ends that"
             yield "Can never be sent", f"{counted(gone, 'room')}: {why}"
