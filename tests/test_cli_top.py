@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from deadlines import SOON_S
 from rich.console import Console
+from textual.containers import VerticalScroll
 from textual.events import Key
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input, Static
@@ -180,6 +181,25 @@ def test_fits(
         await until(pilot, lambda: table.show_vertical_scrollbar)
         assert not table.show_horizontal_scrollbar, table.virtual_size
         assert "TLS certificate fo" in on_screen(pilot)
+
+    play(homeserver, act, width)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_causes_fit(
+    homeserver: Homeserver, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many causes are left out is in sight, too."""
+    kinds = {f"kind_{number}": {"<1h": 1} for number in range(50)}
+    many = {**summary(2), "failing_by_kind_and_age": kinds}
+    monkeypatch.setattr(f"{__name__}.summary", lambda _: many)
+
+    async def act(pilot: "Pilot[None]") -> None:
+        await until(pilot, lambda: "other causes" in on_screen(pilot))
+        await pilot.pause()
+        heat = pilot.app.query_one("#heat")
+        assert isinstance(heat.parent, VerticalScroll)
+        assert 10 < heat.size.height <= heat.parent.size.height
 
     play(homeserver, act, width)
 

@@ -222,9 +222,9 @@ class Top(App[None]):
         by_kind = summary.get("failing_by_kind_and_age")
         if by_kind:
             has_room = self.size.width >= NARROW
-            # As the style sheet has it.
+            # As the style sheet has it, of all but the line of keys.
             share = 0.45 if self.size.width >= _WIDE else 0.35
-            lines = int(self.size.height * share)
+            lines = int((self.size.height - 1) * share)
             self._update("#heat", heat(by_kind, with_ages=has_room, lines=lines))
         else:
             self._update("#heat", Text())
