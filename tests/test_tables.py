@@ -160,6 +160,15 @@ class TablesTestCase(ModuleTestCase):
         self.drop("schema")
         self.assertEqual(self.get_success(tables.stored_version()), NEWEST)
 
+    def test_before_the_first_release(self) -> None:
+        """What builds between version 2 and the first release recorded is made anew."""
+        self.run_sql(f"ALTER TABLE {PREFIX}failures DROP COLUMN refused_bytes")
+        self.run_sql(f"UPDATE {PREFIX}schema SET version = 5, compat_version = 3")
+        tables = Tables(self.homeserver)
+        read = f"SELECT refused_bytes FROM {PREFIX}failures"
+        self.get_success(tables.run("test", lambda txn: txn.execute(read)))
+        self.assertEqual(self.get_success(tables.stored_version()), NEWEST)
+
     def test_dropped_just_then(self) -> None:
         """Nor is it a bug where PostgreSQL stumbles, as it is dropped just then."""
         if not self.is_postgres:

@@ -323,10 +323,13 @@ _COPY_RUNS = """
 def _from_version_2(txn: LoggingTransaction) -> None:
     """Carry runs over, which go on, and the audit; what was recorded is not kept."""
     add_column(txn, "schema", "compat_version", "INTEGER NOT NULL DEFAULT 0")
-    runs = columns_of(txn, "runs")
-    if runs and "action" not in runs:
+    # Also of builds in between, whose tables lack columns.
+    failures = columns_of(txn, "failures")
+    if failures and "refused_bytes" not in failures:
         for table in (*sorted(OF_HISTORY), "attempts"):
             txn.execute(f"DROP TABLE IF EXISTS {PREFIX}{table}")
+    runs = columns_of(txn, "runs")
+    if runs and "action" not in runs:
         txn.execute(
             "ALTER TABLE federation_admin_runs RENAME TO federation_admin_runs_before"
         )
