@@ -54,7 +54,8 @@ class LiveTestCase(ConsoleTestCase):
         """
         self.add_destination(NAME, *FAILING)
         page = self.visit("GET", f"/servers/{NAME}", self.admin_token).text_body
-        for part in ("status", "advice", "why", "days", "waits", "affected", "audit"):
+        ids = ("status", "advice", "why", "days", "waits", "affected", "tell", "audit")
+        for part in ids:
             live = f'id="{part}" data-live="failed:5 came_back:5 audit:5 processes:15"'
             self.assertIn(live, page)
         page = self.visit("GET", "/servers", self.admin_token).text_body

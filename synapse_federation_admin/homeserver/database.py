@@ -20,7 +20,7 @@ T = TypeVar("T")
 # another type, a syntax error ... PostgreSQL's class of codes, with that of what it
 # stumbles over itself where a table is dropped just then; and SQLite's code. All other
 # codes of SQLite's `OperationalError` are about the file: locked, full ...
-_STATEMENT = ("42", "XX")
+_STATEMENT = ("42", "XX000")
 _SQLITE_ERROR = 1
 
 # Of its texts, for Python 3.10, which does not tell the code.
