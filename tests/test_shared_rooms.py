@@ -60,7 +60,7 @@ class SharedRoomsTestCase(StoreTestCase):
         servers = ["a.example", "b.example", "x.a.example", "a.example:8448", "test"]
         servers += ["A.example", "x_y", "[2001:db8::1]:8448", "b:a.example"]
         no_servers = ["c.example", "xxy", "example", "8448", "db8::1]:8448", "%"]
-        no_servers += ["b.exampl!e", "", "a\0b"]
+        no_servers += ["b.exampl!e", "", "a\0b", "a.example\\"]
         joined = set()
         for room in range(8):
             for server in servers:
