@@ -173,6 +173,8 @@ def paths(world: Playground) -> list[str]:
     """Return every kind of page that nothing has to be done for."""
     runs = world.client.request("GET", f"{FEDERATION_V2}/runs")["runs"]
     run_id = runs[0]["id"] if runs else start_run(world)
+    # Else the next one, of a test that follows, is refused on a quick machine.
+    world.client.ended(run_id)
     return [
         "",
         "servers",
