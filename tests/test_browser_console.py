@@ -11,6 +11,7 @@ to another host, what the page's own policy forbids.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -244,8 +245,12 @@ def test_without_script(world: Playground, open_window: Open) -> None:
     and its run is seen to end; what was done is in the audit; signing out is out.
     """
     # Else the run of this test is refused on a quick machine.
-    for run in world.client.request("GET", f"{FEDERATION_V2}/runs")["runs"]:
-        world.client.ended(run["id"])
+    ask = partial(world.client.request, "GET", f"{FEDERATION_V2}/runs")
+    wait_until(
+        lambda: all(run["ended_ts"] for run in ask()["runs"]),
+        "the runs of the tests before to end",
+        PATIENCE_MS / 1000,
+    )
     user = world.client.login("admin", world.admin.password)
     page = open_window(java_script_enabled=False, token="", allowed=REFUSED).page
     remote = world.remotes[Behaviour.EXPIRED_CERTIFICATE]
