@@ -68,7 +68,7 @@ class Outage(NamedTuple):
 
     Attributes:
         start_ts: When it began.
-        end_ts: When it ended, which is found out within a minute; None while it lasts.
+        end_ts: When it ended; None until that is found out, mostly within a minute.
         up_ms: For how long of it the destination was not failing.
         ended: `recovered` by itself, `reset` by an admin, or `forgotten`; None while it
             lasts.
